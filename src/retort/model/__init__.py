@@ -1,0 +1,1 @@
+"""The decoder: one class for teacher and student, its mixers, states and checkpoints."""

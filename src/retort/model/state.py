@@ -1,0 +1,96 @@
+"""What a decoder remembers of the tokens it has read, one entry for each layer and row.
+
+Shapes: B rows, L cached positions, H heads, K key/value heads, D head channels, P, N state,
+W the convolution's past inputs, E channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """Tensors whose first dimension is the row; updated in place by the layer that owns them."""
+
+    def tensors(self) -> list[Tensor]:
+        """All of them, in the order of the fields."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+    def select(self, rows: Tensor) -> Self:
+        """A copy that holds the given rows, in that order; a row may be taken many times."""
+        return type(self)(*(tensor.index_select(0, rows) for tensor in self.tensors()))
+
+    def put(self, slots: Tensor, source: Self) -> None:
+        """Overwrites the rows `slots` with all rows of `source`."""
+        for mine, theirs in zip(self.tensors(), source.tensors(), strict=True):
+            mine.index_copy_(0, slots, theirs)
+
+
+@dataclass(frozen=True)
+class AttentionState(LayerState):
+    """Cached keys and values; positions from a row's length on hold nothing of meaning."""
+
+    k_BKLD: Tensor
+    v_BKLD: Tensor
+
+    def put(self, slots: Tensor, source: Self) -> None:
+        """Overwrites rows; `source` may be shorter, since what lies past its length is unused."""
+        for mine, theirs in zip(self.tensors(), source.tensors(), strict=True):
+            mine[:, :, : theirs.shape[2]].index_copy_(0, slots, theirs)
+
+
+@dataclass(frozen=True)
+class MambaState(LayerState):
+    """The recurrent state, in float32 whatever the model's dtype, and the last conv inputs."""
+
+    ssm_BHPN: Tensor
+    conv_BWE: Tensor
+
+
+@dataclass
+class DecoderState:
+    """The states of all layers, and how many tokens each row has read.
+
+    `reach` is an upper bound of the row lengths, kept on the host: attention reads the cache up to
+    it, and nothing has to wait for the device to learn it.
+    """
+
+    layers: list[AttentionState | MambaState]
+    length_B: Tensor
+    max_length: int
+    reach: int = 0
+
+    @property
+    def batch(self) -> int:
+        """The number of rows."""
+        return self.length_B.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.nbytes for layer in self.layers for t in layer.tensors())
+
+    def fork(self, n: int) -> DecoderState:
+        """A copy with every row n times, copies side by side: rows 0, 0, ..., 1, 1, ..."""
+        rows = torch.arange(self.batch, device=self.length_B.device)
+        return self.select(rows.repeat_interleave(n))
+
+    def select(self, rows: Tensor | list[int]) -> DecoderState:
+        """A copy with the given rows, in that order; a row may be taken many times."""
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.length_B.device)
+        layers = [layer.select(index) for layer in self.layers]
+        return DecoderState(layers, self.length_B[index], self.max_length, self.reach)
+
+    def put(self, slots: Tensor | list[int], source: DecoderState) -> None:
+        """Overwrites the rows `slots` with the rows of `source`, which may be a shorter state."""
+        assert source.max_length <= self.max_length
+        index = torch.as_tensor(slots, dtype=torch.long, device=self.length_B.device)
+        for mine, theirs in zip(self.layers, source.layers, strict=True):
+            mine.put(index, theirs)  # type: ignore[arg-type]  # same decoder, same kinds
+        self.length_B.index_copy_(0, index, source.length_B)
+        self.reach = max(self.reach, source.reach)
