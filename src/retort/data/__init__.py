@@ -1,0 +1,1 @@
+"""Problems, chat formatting, and packed training rows."""

@@ -1,0 +1,163 @@
+"""Procedural word problems with chain-of-thought solutions: endless, checkable, and of any length.
+
+A problem names a chain of quantities, each derived from earlier ones, and asks for the last.
+Its solution derives them one by one in the paper's format: steps separated by blank lines and
+a closing "The final answer is N". The number of derived quantities is the difficulty.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+NAMES = (
+    "Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gina", "Hugo", "Iris", "Jack", "Kira", "Leo",
+    "Mia", "Noah", "Olga", "Paul", "Rosa", "Sam", "Tina", "Uma", "Vera", "Will", "Yara", "Zoe",
+)  # fmt: skip
+ITEMS = (
+    "apples", "books", "coins", "shells", "cards", "stamps", "pens", "beads",
+    "stones", "tickets", "marbles", "buttons",
+)  # fmt: skip
+SHARES = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}
+LARGEST = 999
+TEST_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Example:
+    """A word problem, its answer, and the worked solution that a model learns from."""
+
+    question: str
+    answer: str
+    solution: str
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What one person has: the sentence that states it, how it is worked out, and its value."""
+
+    name: str
+    value: int
+    statement: str
+    working: str
+
+
+def examples(
+    split: Literal["train", "test"], seed: int, difficulty: tuple[int, int]
+) -> Iterator[Example]:
+    """Endless examples, the same for the same arguments on every machine.
+
+    A question's hash decides its split, so no seed puts a test question into training.
+    """
+    index = 0
+    while True:
+        example = make(random.Random(f"{seed}:{index}"), difficulty)
+        index += 1
+        if is_test(example.question) == (split == "test"):
+            yield example
+
+
+def is_test(question: str) -> bool:
+    """Whether a question belongs to the test split, by its hash."""
+    digest = hashlib.blake2b(question.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") < TEST_SHARE * 2**32
+
+
+def make(rng: random.Random, difficulty: tuple[int, int]) -> Example:
+    """One example with a number of derived quantities drawn evenly from the difficulty range."""
+    steps = rng.randint(*difficulty)
+    names = rng.sample(NAMES, steps + 1)
+    item = rng.choice(ITEMS)
+    chain = [_given(rng, names[0], item)]
+    for name in names[1:]:
+        chain.append(_derived(rng, name, item, chain))
+    last = chain[-1]
+    statements = " ".join(quantity.statement for quantity in chain)
+    workings = "\n\n".join(quantity.working for quantity in chain)
+    return Example(
+        question=f"{statements} How many {item} does {last.name} have?",
+        answer=str(last.value),
+        solution=f"{workings}\n\nThe final answer is {last.value}.",
+    )
+
+
+def _given(rng: random.Random, name: str, item: str) -> Quantity:
+    value = rng.randint(11, 99)
+    sentence = f"{name} has {value} {item}."
+    return Quantity(name, value, sentence, sentence)
+
+
+def _derived(rng: random.Random, name: str, item: str, chain: list[Quantity]) -> Quantity:
+    """A quantity derived from the one before it, or now and then from any earlier one."""
+    base = chain[-1] if rng.random() < 0.75 else rng.choice(chain)
+    makers = (_more, _fewer, _times, _share, _together)
+    for make_quantity in rng.sample(makers, len(makers)):
+        quantity = make_quantity(rng, name, item, base, chain)
+        if quantity is not None:
+            return quantity
+    raise AssertionError("one of more and fewer always fits")
+
+
+def _relate(name: str, item: str, relation: str, sum_: str, value: int) -> Quantity:
+    claim = f"{name} has {relation}"
+    return Quantity(name, value, f"{claim}.", f"{claim}. That is {sum_} = {value} {item}.")
+
+
+def _more(
+    rng: random.Random, name: str, item: str, base: Quantity, chain: list[Quantity]
+) -> Quantity | None:
+    by = rng.randint(11, 99)
+    value = base.value + by
+    if value > LARGEST:
+        return None
+    relation = f"{by} more {item} than {base.name}"
+    return _relate(name, item, relation, f"{base.value} + {by}", value)
+
+
+def _fewer(
+    rng: random.Random, name: str, item: str, base: Quantity, chain: list[Quantity]
+) -> Quantity | None:
+    by = rng.randint(3, 99)
+    value = base.value - by
+    if value < 2:
+        return None
+    relation = f"{by} fewer {item} than {base.name}"
+    return _relate(name, item, relation, f"{base.value} - {by}", value)
+
+
+def _times(
+    rng: random.Random, name: str, item: str, base: Quantity, chain: list[Quantity]
+) -> Quantity | None:
+    by = rng.randint(2, 9)
+    value = base.value * by
+    if value > LARGEST:
+        return None
+    relation = f"{by} times as many {item} as {base.name}"
+    return _relate(name, item, relation, f"{by} * {base.value}", value)
+
+
+def _share(
+    rng: random.Random, name: str, item: str, base: Quantity, chain: list[Quantity]
+) -> Quantity | None:
+    by = rng.choice(tuple(SHARES))
+    if base.value % by or base.value // by < 2:
+        return None
+    relation = f"{SHARES[by]} as many {item} as {base.name}"
+    return _relate(name, item, relation, f"{base.value} / {by}", base.value // by)
+
+
+def _together(
+    rng: random.Random, name: str, item: str, base: Quantity, chain: list[Quantity]
+) -> Quantity | None:
+    others = [quantity for quantity in chain if quantity is not base]
+    if not others:
+        return None
+    other = rng.choice(others)
+    value = base.value + other.value
+    if value > LARGEST:
+        return None
+    relation = f"as many {item} as {base.name} and {other.name} together"
+    return _relate(name, item, relation, f"{base.value} + {other.value}", value)

@@ -1,0 +1,119 @@
+"""Tokenizers and chat templates: from a question to the token ids a model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+# Llama's template writes today's date into the system prompt; a run must not depend on it.
+PINNED_DATE = "26 Jul 2024"
+
+USER, ASSISTANT, END, PAD = "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """Token ids, and for each whether it is to be learnt; None: all of them are."""
+
+    ids: list[int]
+    learn: list[bool] | None = None
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder. Raises ValueError when there is none."""
+    if not (folder / "tokenizer_config.json").is_file():
+        raise ValueError(f"{folder}: no tokenizer here (tokenizer_config.json is missing)")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder}: its tokenizer cannot be read ({error})") from None
+
+
+def check_same_tokenizer(
+    teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase, where: Path
+) -> None:
+    """Raises ValueError unless both tokenizers give every token the same id."""
+    ours, theirs = teacher.get_vocab(), student.get_vocab()
+    if ours != theirs:
+        differing = sum(theirs.get(token) != index for token, index in ours.items())
+        raise ValueError(
+            f"{where}: its tokenizer differs from the teacher's in {differing} of {len(ours)} "
+            "tokens; a student must share its teacher's tokenizer"
+        )
+
+
+def ask(prompt: str, question: str) -> str:
+    """The user's turn: the prompt with the question in its place (other braces mean nothing)."""
+    return prompt.replace("{question}", question)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """A user's turn and the opening of the answer; plain text for a model without a template."""
+    if tokenizer.chat_template is None:
+        return tokenizer.encode(text)
+    turns = [{"role": "user", "content": text}]
+    return _render(tokenizer, turns, open_answer=True)
+
+
+def worked_document(tokenizer: PreTrainedTokenizerBase, text: str, solution: str) -> Document:
+    """A user's turn and its answer, of which the answer and its end are learnt.
+
+    Raises ValueError for a template that does not begin a finished turn as it opens one.
+    """
+    before = prompt_ids(tokenizer, text)
+    if tokenizer.chat_template is None:
+        eos = tokenizer.eos_token_id
+        after = tokenizer.encode(solution, add_special_tokens=False) + (
+            [] if eos is None else [eos]
+        )
+        return Document(before + after, [False] * len(before) + [True] * len(after))
+    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": solution}]
+    ids = _render(tokenizer, turns, open_answer=False)
+    if ids[: len(before)] != before:
+        raise ValueError("the chat template opens an answer differently from how it writes one")
+    return Document(ids, [False] * len(before) + [True] * (len(ids) - len(before)))
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], open_answer: bool
+) -> list[int]:
+    text = tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=open_answer, date_string=PINNED_DATE
+    )
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with single digits, chat markers and a chat template.
+
+    Single digits let a small model learn arithmetic; bytes leave no text without an encoding.
+    """
+    core = Tokenizer(models.BPE())
+    pieces = Regex(r"\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]+|\s+")
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(pieces, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, END, USER, ASSISTANT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer

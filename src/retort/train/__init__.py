@@ -1,0 +1,1 @@
+"""Distillation: the four objectives, the one loop, and states that survive being killed."""

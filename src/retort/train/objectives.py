@@ -1,0 +1,143 @@
+"""The four objectives: (student, teacher, batch, settings) -> a loss sum and what it sums over.
+
+Sums and counts, not means: the loop adds them over micro-batches before it divides, since a mean
+of means is wrong when masks are uneven.
+
+Shapes: B rows, T tokens, D model width, H heads, M learnt tokens.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from retort.data.text import Batch
+from retort.model.config import LINEAR
+from retort.model.decoder import Decoder
+from retort.recipe import Distill, HiddenStates, MixingMatrices, Objective, Supervised
+from retort.train.divergence import cross_entropy_sum, divergence_sum
+
+
+class Loss(NamedTuple):
+    """A sum to be minimised, the number of rows or tokens in it, and sums worth logging."""
+
+    sum: Tensor
+    count: int
+    parts: dict[str, Tensor]
+
+
+def evaluate(student: Decoder, teacher: Decoder | None, batch: Batch, objective: Objective) -> Loss:
+    """The loss of whichever objective a stage has. All but `supervised` need a teacher."""
+    if isinstance(objective, Supervised):
+        return supervised(student, batch)
+    assert teacher is not None
+    match objective:
+        case MixingMatrices():
+            return mixing_matrices(student, teacher, batch, objective)
+        case HiddenStates():
+            return hidden_states(student, teacher, batch, objective)
+        case Distill():
+            return distill(student, teacher, batch, objective)
+
+
+def mixing_matrices(
+    student: Decoder, teacher: Decoder, batch: Batch, settings: MixingMatrices
+) -> Loss:
+    """MOHAWK stage 1 (arXiv 2408.10189): the Frobenius distance between attention matrices and
+    the student's mixing matrices, given the teacher's hidden states; a mean over heads, summed
+    over replaced layers and rows.
+    """
+    inputs = _teacher_states(teacher, batch)
+    context = student.context(batch.ids_BT, None, batch.document_BT)
+    parts = {}
+    for i in replaced_layers(student):
+        with torch.no_grad():
+            target_BHTT = teacher.blocks[i].mixing_matrix(inputs[i], context)
+        difference_BHTT = target_BHTT - student.blocks[i].mixing_matrix(inputs[i], context)
+        distance_BH = torch.linalg.matrix_norm(difference_BHTT)
+        if settings.squared:
+            distance_BH = distance_BH**2
+        parts[f"layer_{i}"] = distance_BH.mean(1).sum()
+    return _total(parts, count=batch.ids_BT.shape[0])
+
+
+def hidden_states(student: Decoder, teacher: Decoder, batch: Batch, settings: HiddenStates) -> Loss:
+    """MOHAWK stage 2 (arXiv 2408.10189): the L2 distance between each replaced block's output and
+    the teacher's, given the teacher's input to that block; or between the mixers' outputs alone.
+    """
+    inputs = _teacher_states(teacher, batch)
+    context = student.context(batch.ids_BT, None, batch.document_BT)
+    valid_BT = batch.document_BT >= 0
+    parts = {}
+    for i in replaced_layers(student):
+        if settings.compare == "block":
+            target_BTD, output_BTD = inputs[i + 1], student.blocks[i](inputs[i], context)
+        else:
+            with torch.no_grad():
+                target_BTD = teacher.blocks[i].mix(inputs[i], context)
+            output_BTD = student.blocks[i].mix(inputs[i], context)
+        distance_BT = torch.linalg.vector_norm((output_BTD - target_BTD).float(), dim=-1)
+        parts[f"layer_{i}"] = (distance_BT * valid_BT).sum()
+    return _total(parts, count=int(valid_BT.sum()))
+
+
+def distill(student: Decoder, teacher: Decoder, batch: Batch, settings: Distill) -> Loss:
+    """KL between the token distributions on the learnt tokens, and optionally cross-entropy:
+    (1 - w) KL + w CE. MOHAWK stage 3 (forward) and MambaInLlama (arXiv 2408.15237; reverse).
+    """
+    student_MD = _learnt(student, batch)
+    with torch.no_grad():
+        teacher_MD = _learnt(teacher, batch)
+    heads = student.lm_head.weight, teacher.lm_head.weight
+    kl = divergence_sum(
+        student_MD, heads[0], teacher_MD, heads[1], settings.direction, settings.temperature
+    )
+    if settings.ce_weight == 0:
+        return Loss(kl, student_MD.shape[0], {"kl": kl})
+    ce = cross_entropy_sum(student_MD, heads[0], _targets(batch))
+    total = (1 - settings.ce_weight) * kl + settings.ce_weight * ce
+    return Loss(total, student_MD.shape[0], {"kl": kl, "ce": ce})
+
+
+def supervised(student: Decoder, batch: Batch) -> Loss:
+    """Cross-entropy on the learnt tokens."""
+    student_MD = _learnt(student, batch)
+    ce = cross_entropy_sum(student_MD, student.lm_head.weight, _targets(batch))
+    return Loss(ce, student_MD.shape[0], {"ce": ce})
+
+
+def trainable(student: Decoder, objective: Objective) -> set[str]:
+    """Names of the parameters that an objective trains: those its loss can teach anything."""
+    names = {name for name, _ in student.named_parameters()}
+    if isinstance(objective, Distill | Supervised):
+        return names
+    prefixes = tuple(f"model.layers.{i}." for i in replaced_layers(student))
+    block = {name for name in names if name.startswith(prefixes)}
+    if isinstance(objective, HiddenStates) and objective.compare == "block":
+        return block
+    return {name for name in block if ".mamba." in name or ".input_layernorm." in name}
+
+
+def replaced_layers(student: Decoder) -> list[int]:
+    """The layers whose mixer is not attention."""
+    return [i for i, name in enumerate(student.config.layer_types) if name == LINEAR]
+
+
+@torch.no_grad()
+def _teacher_states(teacher: Decoder, batch: Batch) -> list[Tensor]:
+    return teacher.hidden_states(batch.ids_BT, batch.document_BT)
+
+
+def _learnt(decoder: Decoder, batch: Batch) -> Tensor:
+    """The hidden states that predict learnt tokens, h_MD."""
+    return decoder.hidden(batch.ids_BT, None, batch.document_BT)[batch.learn_BT]
+
+
+def _targets(batch: Batch) -> Tensor:
+    return batch.ids_BT.roll(-1, dims=1)[batch.learn_BT]
+
+
+def _total(parts: dict[str, Tensor], count: int) -> Loss:
+    return Loss(torch.stack(list(parts.values())).sum(), count, parts)

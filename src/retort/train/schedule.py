@@ -1,0 +1,44 @@
+"""AdamW and the learning rate's course over a stage."""
+
+from __future__ import annotations
+
+import math
+from fnmatch import fnmatch
+
+import torch
+from torch import nn
+
+from retort.recipe import Optim
+
+
+def adamw(named: dict[str, nn.Parameter], optim: Optim) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101); only matrices decay: not norms, biases, A_log, D or dt_bias."""
+    matrices = [parameter for parameter in named.values() if parameter.ndim >= 2]
+    vectors = [parameter for parameter in named.values() if parameter.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": optim.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+
+
+def learning_rate(optim: Optim, step: int, steps: int) -> float:
+    """The rate of step 0 .. steps - 1: a linear warm-up, then constant with a linear decay to 0 at
+    the end (wsd), or a half cosine down to 0 (cosine).
+    """
+    warmup = optim.warmup * steps
+    if step < warmup:
+        return optim.lr * (step + 1) / (warmup + 1)
+    if optim.schedule == "cosine":
+        progress = (step - warmup) / max(1.0, steps - warmup)
+        return optim.lr * (1 + math.cos(math.pi * progress)) / 2
+    decay = optim.decay * steps
+    return optim.lr * min(1.0, (steps - step) / max(1.0, decay))
+
+
+def not_frozen(names: set[str], freeze: tuple[str, ...]) -> set[str]:
+    """The names that no pattern of `freeze` matches. Raises ValueError for an idle pattern."""
+    for pattern in freeze:
+        if not any(fnmatch(name, pattern) for name in names):
+            raise ValueError(f"freeze: {pattern!r} matches no parameter this stage trains")
+    return {name for name in names if not any(fnmatch(name, pattern) for pattern in freeze)}
