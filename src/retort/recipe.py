@@ -1,6 +1,6 @@
-"""Recipes: every setting of a run as frozen data, read from YAML files and `key.path=value` arguments.
+"""Recipes: every setting of a run as frozen data, from YAML files and `key.path=value` arguments.
 
-A recipe is complete and checked before any work starts, and all its mistakes are reported at once.
+A recipe is checked whole before any work starts, and all its mistakes are reported at once.
 This module imports neither torch nor anything else of Retort, so that reading a recipe is instant.
 """
 
@@ -139,7 +139,7 @@ class Mamba2Settings(Frozen):
 
 
 class Transplanted(Frozen):
-    """A student made from the teacher: layers in `keep_attention` stay, the others get the mixer."""
+    """A student made from the teacher: layers in `keep_attention` stay, the others are replaced."""
 
     start: Literal["transplant"]
     keep_attention: tuple[NonNegativeInt, ...] = ()
@@ -148,7 +148,7 @@ class Transplanted(Frozen):
 
 
 class Fresh(Frozen):
-    """A Llama-architecture model from random weights, with a tokenizer trained on the stage's data."""
+    """A Llama-shaped model from random weights, with a tokenizer trained on the stage's data."""
 
     start: Literal["fresh"]
     vocab_size: Annotated[int, Field(ge=300)] = 512
@@ -157,7 +157,7 @@ class Fresh(Frozen):
     layers: PositiveInt = 6
     heads: PositiveInt = 4
     kv_heads: PositiveInt = 2
-    max_position: PositiveInt = 2048
+    max_position: PositiveInt = 4096
     rope_theta: PositiveFloat = 10_000.0
 
 
@@ -244,7 +244,7 @@ class Optim(Frozen):
 
 
 class Stage(Frozen):
-    """One stage: an objective on data, for `tokens` tokens, `rows` rows of `length` in each step."""
+    """One stage: an objective on data for `tokens` tokens, `rows` rows of `length` in each step."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     objective: Objective

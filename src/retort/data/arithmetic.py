@@ -22,7 +22,7 @@ ITEMS = (
     "stones", "tickets", "marbles", "buttons",
 )  # fmt: skip
 SHARES = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}
-LARGEST = 999
+LARGEST = 199
 TEST_SHARE = 0.1
 
 
@@ -85,7 +85,7 @@ def make(rng: random.Random, difficulty: tuple[int, int]) -> Example:
 
 
 def _given(rng: random.Random, name: str, item: str) -> Quantity:
-    value = rng.randint(11, 99)
+    value = rng.randint(5, 60)
     sentence = f"{name} has {value} {item}."
     return Quantity(name, value, sentence, sentence)
 
@@ -109,7 +109,7 @@ def _relate(name: str, item: str, relation: str, sum_: str, value: int) -> Quant
 def _more(
     rng: random.Random, name: str, item: str, base: Quantity, chain: list[Quantity]
 ) -> Quantity | None:
-    by = rng.randint(11, 99)
+    by = rng.randint(3, 60)
     value = base.value + by
     if value > LARGEST:
         return None
@@ -120,7 +120,7 @@ def _more(
 def _fewer(
     rng: random.Random, name: str, item: str, base: Quantity, chain: list[Quantity]
 ) -> Quantity | None:
-    by = rng.randint(3, 99)
+    by = rng.randint(3, 60)
     value = base.value - by
     if value < 2:
         return None
@@ -131,7 +131,7 @@ def _fewer(
 def _times(
     rng: random.Random, name: str, item: str, base: Quantity, chain: list[Quantity]
 ) -> Quantity | None:
-    by = rng.randint(2, 9)
+    by = rng.randint(2, 5)
     value = base.value * by
     if value > LARGEST:
         return None

@@ -25,10 +25,14 @@ class LayerState:
         """A copy that holds the given rows, in that order; a row may be taken many times."""
         return type(self)(*(tensor.index_select(0, rows) for tensor in self.tensors()))
 
+    def first(self, rows: int) -> Self:
+        """The first rows, as views: what is written to them is written here."""
+        return type(self)(*(tensor[:rows] for tensor in self.tensors()))
+
     def put(self, slots: Tensor, source: Self) -> None:
-        """Overwrites the rows `slots` with all rows of `source`."""
+        """Overwrites the rows `slots` with those of `source`, or all with its only row."""
         for mine, theirs in zip(self.tensors(), source.tensors(), strict=True):
-            mine.index_copy_(0, slots, theirs)
+            mine[slots] = theirs
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class AttentionState(LayerState):
     def put(self, slots: Tensor, source: Self) -> None:
         """Overwrites rows; `source` may be shorter, since what lies past its length is unused."""
         for mine, theirs in zip(self.tensors(), source.tensors(), strict=True):
-            mine[:, :, : theirs.shape[2]].index_copy_(0, slots, theirs)
+            mine[slots, :, : theirs.shape[2]] = theirs
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,19 @@ class DecoderState:
         layers = [layer.select(index) for layer in self.layers]
         return DecoderState(layers, self.length_B[index], self.max_length, self.reach)
 
+    def first(self, rows: int, reach: int) -> DecoderState:
+        """The first rows, as views: a call that continues from them updates this state."""
+        layers = [layer.first(rows) for layer in self.layers]
+        return DecoderState(layers, self.length_B[:rows], self.max_length, reach)
+
     def put(self, slots: Tensor | list[int], source: DecoderState) -> None:
-        """Overwrites the rows `slots` with the rows of `source`, which may be a shorter state."""
+        """Overwrites the rows `slots` with those of `source`, or all of them with its only row.
+
+        `source` may have been made for fewer tokens.
+        """
         assert source.max_length <= self.max_length
         index = torch.as_tensor(slots, dtype=torch.long, device=self.length_B.device)
         for mine, theirs in zip(self.layers, source.layers, strict=True):
             mine.put(index, theirs)  # type: ignore[arg-type]  # same decoder, same kinds
-        self.length_B.index_copy_(0, index, source.length_B)
+        self.length_B[index] = source.length_B
         self.reach = max(self.reach, source.reach)

@@ -6,7 +6,6 @@ started with, checkpoints, and `metrics.jsonl`. The same command continues a run
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import signal
@@ -114,7 +113,7 @@ def _finished(recipe: DistillRecipe, work: Path) -> bool:
         return False
     if (work / "recipe.json").read_text(encoding="utf-8") != _identity(recipe):
         raise ValueError(
-            f"{work}: holds a run of another recipe; choose another out=, or force=true to start over"
+            f"{work}: holds another recipe's run; choose another out=, or add force=true"
         )
     return (work / "finished").is_file()
 
@@ -269,7 +268,8 @@ def _gradients(
     job: Job, stage: Stage, batch: Batch, named: dict[str, nn.Parameter]
 ) -> tuple[dict[str, float], float]:
     """Gradients of the mean loss over all micro-batches, clipped; the means, and the norm."""
-    count, sums = 0, {}
+    count = 0
+    sums: dict[str, float] = {}
     for micro in batch.split(stage.micro_rows or stage.rows):
         loss = evaluate(job.student, job.teacher, micro, stage.objective)
         loss.sum.backward()

@@ -8,7 +8,7 @@ Shapes: B rows, T tokens, D model width, H heads, M learnt tokens.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from retort.recipe import Distill, HiddenStates, MixingMatrices, Objective, Supe
 from retort.train.divergence import cross_entropy_sum, divergence_sum
 
 
-class Loss(NamedTuple):
+@dataclass(frozen=True)
+class Loss:
     """A sum to be minimised, the number of rows or tokens in it, and sums worth logging."""
 
     sum: Tensor

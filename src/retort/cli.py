@@ -1,0 +1,173 @@
+"""The `retort` command: distil a student, sample it, grade, measure, and report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from retort.report.curves import Curves
+
+app = typer.Typer(
+    help="Distil a Transformer into a subquadratic student, sample it fast, show what that buys.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as a last line of JSON.")]
+Sources = Annotated[
+    list[str], typer.Argument(metavar="RECIPE.yaml|KEY=VALUE ...", show_default=False)
+]
+Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1 ...")]
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake ends in one message and exit code 2."""
+    from retort import console
+
+    try:
+        app()
+    except ValueError as error:
+        console.fail(str(error))
+    except OSError as error:
+        console.fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        console.say("interrupted; the same command continues")
+        sys.exit(130)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path(
+        "runs/demo"
+    ),
+    json: Json = False,
+) -> None:
+    """Distil two students from the bundled teacher and compare them with it, on this CPU."""
+    from retort import console
+    from retort.demo import demo as run
+    from retort.report.run import summary_table
+
+    curves = run(out)
+    console.say(f"report: {out / 'report.html'}")
+    console.print_table(summary_table(curves))
+    if json:
+        _print_curves(curves)
+
+
+@app.command()
+def distill(sources: Sources, json: Json = False) -> None:
+    """Train a student as a recipe says: YAML files and KEY=VALUE, the later ones winning.
+
+    A run that was stopped continues with the same command.
+    """
+    from retort import console
+    from retort.recipe import DistillRecipe, load
+    from retort.train.loop import distill as run
+
+    folder = run(load(DistillRecipe, sources))
+    if json:
+        console.print_json_line({"out": folder})
+
+
+@app.command()
+def sample(sources: Sources, json: Json = False) -> None:
+    """Sample completions into a run folder; what is there already is not sampled again.
+
+    Keys: out, model, problems.kind (arithmetic, gsm8k, math500, jsonl), problems.path,
+    problems.count, sampling.n, sampling.temperature, sampling.max_tokens, slots, device ...
+    """
+    from retort import console
+    from retort.recipe import SampleRecipe, load
+    from retort.sample.run import sample as run
+
+    folder = run(load(SampleRecipe, sources))
+    if json:
+        console.print_json_line({"out": folder})
+
+
+@app.command()
+def grade(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Compare the completions of run folders with the gold answers."""
+    from dataclasses import asdict
+
+    from retort import console
+    from retort.grade.run import grade as run
+
+    summaries = {str(folder): asdict(run(folder)) for folder in runs}
+    for folder, summary in summaries.items():
+        counts = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in summary.items())
+        console.say(f"{folder}: {counts}")
+    if json:
+        console.print_json_line(summaries)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Graded run folders.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("report"),
+    k: Annotated[
+        list[int] | None, typer.Option(help="Completions per problem to report; repeatable.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Coverage and accuracy against seconds, as a page, figures and data."""
+    from retort import console
+    from retort.report.run import report as run
+    from retort.report.run import summary_table
+
+    curves = run(runs, out, k)
+    console.say(f"report: {out / 'report.html'}")
+    console.print_table(summary_table(curves))
+    if json:
+        _print_curves(curves)
+
+
+@app.command()
+def bench(
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Model folders; none: the bundled teacher's shape.", show_default=False
+        ),
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Rows at once; repeatable.")] = None,
+    prompt: Annotated[int, typer.Option(min=1, help="Prompt tokens.")] = 512,
+    new: Annotated[int, typer.Option(min=1, help="New tokens.")] = 512,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each.")] = 3,
+    device: Device = "cpu",
+    out: Annotated[Path | None, typer.Option(help="JSON file for the raw numbers.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure decoding speed, models side by side."""
+    from dataclasses import asdict
+
+    from retort import bench as benches
+    from retort import console
+
+    result = benches.bench(
+        benches.open_models(models or [], device), batch or [1, 16, 64], prompt, new, repeats
+    )
+    console.print_table(benches.table(result))
+    if out is not None:
+        from json import dumps
+
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
+    if json:
+        console.print_json_line(asdict(result))
+
+
+def _print_curves(curves: Curves) -> None:
+    from json import loads
+
+    from retort import console
+
+    console.print_json_line(loads(curves.to_json()))

@@ -1,0 +1,23 @@
+"""Grading: find the answer in a completion, compare it, store the verdicts."""
+
+from retort.grade.answers import (
+    GRADER_VERSION,
+    Verdict,
+    equivalent,
+    extract,
+    grade_text,
+    rational,
+    vote_key,
+)
+from retort.grade.notation import normalise
+
+__all__ = [
+    "GRADER_VERSION",
+    "Verdict",
+    "equivalent",
+    "extract",
+    "grade_text",
+    "normalise",
+    "rational",
+    "vote_key",
+]

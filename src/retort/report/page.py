@@ -1,0 +1,238 @@
+"""One self-contained HTML page of the curves.
+
+The page loads nothing: its Content-Security-Policy allows no request, and no script but the one
+written here, by hash. What a model, a data set or a user wrote is escaped on top of that.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from retort.console import format_count
+from retort.report import plots
+from retort.report.curves import Curves, Example, ModelCurve, Shown
+from retort.report.metrics import Estimate
+from retort.report.wording import (
+    THIN,
+    budget_note,
+    headline,
+    percent,
+    seconds,
+    shared_ks,
+    votes_note,
+)
+
+COLUMNS = (1, 8, 32)  # completions per problem in the summary
+METHOD = (
+    "Coverage at k is the chance that at least one of k completions is right, and majority at k "
+    "the chance that the most frequent answer among them is, ties shared; both are averages over "
+    "all sets of k samples of a problem, and then over the problems.",
+    "The time for k completions is k times the mean length of a completion, divided by the tokens "
+    "per second measured while sampling, all slots together; it counts decoding only, not reading "
+    "the prompt.",
+    f"Intervals are 95{THIN}% over problems, by Wilson's formula with fewer than 100 problems and "
+    "else by a bootstrap that draws the same problems for every model; they say how much another "
+    "draw of problems could change a number, not another training run.",
+)
+
+
+def render(curves: Curves) -> str:
+    """The page as HTML text."""
+    script = vl_convert.javascript_bundle(_asset("page.js"), _vega_lite_version())
+    assert "</script" not in script.lower()
+    return Template(_asset("page.html")).substitute(
+        policy=_policy(script),
+        title=escape(f"Retort report: {_title(curves)}"),
+        style=_asset("page.css"),
+        body="\n".join(_body(curves)),
+        figures=_script_json(_figures(curves)),
+        script=script,
+    )
+
+
+def _asset(name: str) -> str:
+    return (files("retort.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _vega_lite_version() -> str:
+    """The one that Altair writes charts for, as `6.4`."""
+    return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+
+
+def _policy(script: str) -> str:
+    """No request, one script; the figures' tooltips bring a <style> element, hence the unsafe."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _script_json(value: object) -> str:
+    """JSON that stays inside its script element whatever the strings are."""
+    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
+
+
+def _figures(curves: Curves) -> dict[str, Any]:
+    return {
+        "specs": {
+            f"{measure}-{axis}": _spec(curves, measure, axis)
+            for measure in plots.MEASURES
+            for axis in plots.AXES
+        },
+        "light": plots.style(dark=False, background="transparent"),
+        "dark": plots.style(dark=True, background="transparent"),
+        "nameWidth": plots.name_width(curves),
+    }
+
+
+def _spec(curves: Curves, measure: plots.Measure, axis: plots.Axis) -> dict[str, Any]:
+    chart = plots.panel(curves, measure, axis).properties(width="container", height=250)
+    return {key: value for key, value in chart.to_dict().items() if key != "config"}
+
+
+# Sections
+
+
+def _body(curves: Curves) -> Iterator[str]:
+    yield _header(curves)
+    yield _section("Summary", _summary(curves))
+    for measure, title in plots.MEASURES.items():
+        yield _section(title, _charts(measure))
+    yield _section("Lengths and failures", _failures(curves))
+    yield _section("Examples", "".join(map(_example, curves.examples)))
+    yield _section("How it was run", "".join(map(_facts, curves.models)))
+    yield _section("Method", "".join(f"<p>{escape(sentence)}</p>" for sentence in METHOD))
+    made = f"Retort {curves.retort}, grader {curves.grader}, {curves.created}"
+    yield f"<footer>{escape(made)}</footer>"
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>{content}</section>"
+
+
+def _title(curves: Curves) -> str:
+    if len(curves.models) > 2:
+        return f"{len(curves.models)} models, one time budget"
+    return " and ".join(model.name for model in curves.models)
+
+
+def _header(curves: Curves) -> str:
+    samples = " or ".join(map(str, sorted({model.samples for model in curves.models})))
+    facts = f"Retort report · {curves.models[0].problems} problems · {samples} completions each"
+    notes = f"{budget_note(curves.comparison)} {votes_note(curves.comparison)}"
+    return (
+        f'<header><p class="eyebrow">{facts}</p><h1>{escape(_title(curves))}</h1>'
+        f'<p class="lead">{escape(headline(curves))}</p><p class="note">{escape(notes)} '
+        f"In brackets: 95{THIN}% intervals.</p></header>"
+    )
+
+
+def _charts(measure: plots.Measure) -> str:
+    places = (f'<div class="chart" id="{measure}-{axis}"></div>' for axis in plots.AXES)
+    meaning = f"The {plots.MEANING[measure]}, against time and against k."
+    return f'<p class="note">{meaning}</p><div class="figures">{"".join(places)}</div>'
+
+
+def _summary(curves: Curves) -> str:
+    ks = shared_ks(curves.models, COLUMNS)
+    measures = "".join(
+        f'<th colspan="{len(ks)}">{title}, k =</th>' for title in plots.MEASURES.values()
+    )
+    numbers = "".join(f"<th>{k}</th>" for k in [*ks, *ks])
+    head = (
+        f'<tr><th rowspan="2">Model</th><th rowspan="2">Parameters</th>{measures}'
+        f'<th rowspan="2">Tokens/s</th><th rowspan="2">Time per problem,<br>k = {ks[-1]}</th></tr>'
+        f"<tr>{numbers}</tr>"
+    )
+    return _table(head, (_summary_row(model, ks) for model in curves.models))
+
+
+def _summary_row(model: ModelCurve, ks: list[int]) -> str:
+    points = {point.k: point for point in model.points}
+    cells = [
+        _cell("Parameters", format_count(model.parameters)),
+        *(_estimate_cell(f"Coverage, k = {k}", points[k].coverage) for k in ks),
+        *(_estimate_cell(f"Majority vote, k = {k}", points[k].majority) for k in ks),
+        _cell("Tokens/s", format_count(model.tokens_per_second)),
+        _cell(f"Time per problem, k = {ks[-1]}", seconds(points[ks[-1]].seconds)),
+    ]
+    return _row(model.name, cells)
+
+
+def _failures(curves: Curves) -> str:
+    titles = _failure_values(curves.models[0])
+    head = "".join(f"<th>{title}</th>" for title in ("Model", *titles))
+    rows = (
+        _row(model.name, [_cell(*each) for each in _failure_values(model).items()])
+        for model in curves.models
+    )
+    return _table(f"<tr>{head}</tr>", rows)
+
+
+def _failure_values(model: ModelCurve) -> dict[str, str]:
+    return {
+        "Tokens per completion": format_count(round(model.mean_tokens)),
+        "Cut off at the length limit": f"{percent(model.truncated)}{THIN}%",
+        "No answer found": f"{percent(model.unanswered)}{THIN}%",
+        "Repeats of another text": f"{percent(model.duplicates)}{THIN}%",
+    }
+
+
+def _table(head: str, rows: Iterator[str]) -> str:
+    return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _row(name: str, cells: list[str]) -> str:
+    return f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>'
+
+
+def _cell(label: str, value: str) -> str:
+    return f'<td data-label="{escape(label)}">{escape(value)}</td>'
+
+
+def _estimate_cell(label: str, estimate: Estimate) -> str:
+    spread = f"{percent(estimate.low)}\N{EN DASH}{percent(estimate.high)}"
+    value = f"{escape(percent(estimate.value))}{THIN}%<small>{escape(spread)}</small>"
+    return f'<td data-label="{escape(label)}">{value}</td>'
+
+
+def _example(example: Example) -> str:
+    return (
+        f'<article><h3>{escape(example.problem_id)}</h3><div class="text">'
+        f'{escape(example.question)}</div><p class="note">Answer: {escape(example.answer)}</p>'
+        f"{''.join(map(_completion, example.completions))}</article>"
+    )
+
+
+def _completion(shown: Shown) -> str:
+    verdict = "right" if shown.correct else "wrong"
+    found = "no answer found" if shown.answer is None else f"answered {shown.answer}"
+    end = ", cut off" if shown.finish_reason == "length" else ""
+    summary = (
+        f'<b>{escape(shown.name)}</b>: <span class="{verdict}">{verdict}</span> '
+        f'<span class="note">({escape(found)}, {shown.token_count} tokens{end})</span>'
+    )
+    return _foldable(summary, shown.text)
+
+
+def _facts(model: ModelCurve) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in model.versions.items())
+    facts = f"{model.device}, {model.slots} slots, {versions}"
+    summary = f'<b>{escape(model.name)}</b> <span class="note">{escape(facts)}</span>'
+    return _foldable(summary, json.dumps(model.recipe, indent=2, ensure_ascii=False))
+
+
+def _foldable(summary: str, text: str) -> str:
+    return (
+        f"<details><summary>{summary}</summary>"
+        f'<div class="text" tabindex="0">{escape(text)}</div></details>'
+    )

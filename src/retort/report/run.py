@@ -1,0 +1,95 @@
+"""`retort report`: from run folders to curves.json, report.html and the figures."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retort.console import format_count
+from retort.report import wording
+from retort.report.curves import Curves, ModelCurve, Point, build
+from retort.report.examples import examples
+from retort.report.metrics import Estimate
+from retort.report.tally import check_comparable, common_version, tally
+from retort.store import Run
+from retort.tables import write_aside
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+PIXELS_PER_POINT = 2
+
+
+def report(runs: Sequence[Path], out: Path, k: Sequence[int] | None = None) -> Curves:
+    """Compare graded runs of the same problems: write the report into `out` and return its data.
+
+    Writes curves.json, report.html, and coverage and majority as .png and .svg; each file appears
+    whole or not at all.
+
+    k: the numbers of completions per problem to report, by default 1, 2, 4, ... and all samples.
+
+    Raises ValueError when a folder is no run, when runs are incomplete, not graded, not timed, of
+    one name or about different problems, or when a k exceeds the samples.
+    """
+    if not runs:
+        raise ValueError("no run folder given; name one or more that `retort sample` made")
+    opened = [Run.open(Path(folder)) for folder in runs]
+    version = common_version(opened)
+    tallies = [tally(run, version) for run in opened]
+    check_comparable(tallies)
+    curves = build(tallies, examples(tallies), k)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    for name, content in _files(curves):
+        write_aside(Path(out) / name, content)
+    return curves
+
+
+def _files(curves: Curves) -> Iterator[tuple[str, bytes]]:
+    from retort.report import page, plots  # Altair is slow to import, and only writing needs it
+
+    yield "curves.json", curves.to_json().encode()
+    yield "report.html", page.render(curves).encode()
+    for measure in plots.MEASURES:
+        chart = plots.figure(curves, measure)
+        svg, png = io.StringIO(), io.BytesIO()
+        chart.save(svg, format="svg")
+        chart.save(png, format="png", scale_factor=PIXELS_PER_POINT)
+        yield f"{measure}.svg", svg.getvalue().encode()
+        yield f"{measure}.png", png.getvalue()
+
+
+def summary_table(curves: Curves, ks: Sequence[int] = (1, 8, 32)) -> "Table":
+    """The curves at a few k for an 80-column terminal, one block of lines for each model.
+
+    A k that some model has no point for is left out; the largest that all share stands in for it.
+    """
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 1, 0))
+    table.add_column("model", overflow="fold")
+    for heading in ("k", "time/problem", "coverage", "majority"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    shared = wording.shared_ks(curves.models, tuple(ks))
+    for model in curves.models:
+        points = [point for point in model.points if point.k in shared]
+        table.add_row(_facts(model), *map("\n".join, zip(*map(_values, points), strict=True)))
+    return table
+
+
+def _facts(model: ModelCurve) -> "Text":
+    from rich.text import Text
+
+    size, rate = format_count(model.parameters), format_count(model.tokens_per_second)
+    # as Text, so that brackets in a name are not read as markup
+    return Text(f"{model.name}\n{size} parameters\n{rate} tokens/s")
+
+
+def _values(point: Point) -> tuple[str, str, str, str]:
+    shares = (_plain(point.coverage), _plain(point.majority))
+    return str(point.k), wording.seconds(point.seconds), *shares
+
+
+def _plain(estimate: Estimate) -> str:
+    value, low, high = map(wording.percent, (estimate.value, estimate.low, estimate.high))
+    return f"{value} % ({low}-{high})"

@@ -1,0 +1,81 @@
+"""The report in words: numbers for people, and the one sentence that says who is ahead."""
+
+from retort.console import format_seconds
+from retort.report.curves import Comparison, Curves, ModelCurve, Standing
+from retort.report.metrics import Estimate
+
+MINUS = "\N{MINUS SIGN}"
+THIN = "\N{NARROW NO-BREAK SPACE}"
+
+
+def percent(share: float) -> str:
+    """A share in whole percent, without the sign; never 0 or 100 unless it is exactly that."""
+    if 0 < share <= 0.005:
+        return "<1"
+    return ">99" if 0.995 <= share < 1 else f"{100 * share:.0f}"
+
+
+def interval(estimate: Estimate) -> str:
+    """`87 % (80-92)`, with an en dash."""
+    spread = f"{percent(estimate.low)}\N{EN DASH}{percent(estimate.high)}"
+    return f"{percent(estimate.value)}{THIN}% ({spread})"
+
+
+def seconds(s: float) -> str:
+    """Like `console.format_seconds`, with two figures below ten milliseconds as well."""
+    return format_seconds(s) if s >= 0.01 else f"{1000 * s:.2g} ms"
+
+
+def completions(k: float) -> str:
+    """A mean number of completions: `1 completion`, `10.4 completions`."""
+    shown = f"{k:.1f}".removesuffix(".0")
+    return f"{shown} completion{'' if shown == '1' else 's'}"
+
+
+def headline(curves: Curves) -> str:
+    """Who covers how much in the common time, and whether the difference is more than chance."""
+    leader, *others = curves.comparison.standings
+    shares = [f"{leader.name} covers {interval(leader.coverage)} of the problems"]
+    shares += [f"{other.name} {interval(other.coverage)}" for other in others]
+    time = seconds(curves.comparison.seconds)
+    sentence = f"In {time} of decoding per problem, {', '.join(shares)}."
+    return f"{sentence} {_lead(leader, others[0])}" if others else sentence
+
+
+def _lead(leader: Standing, second: Standing) -> str:
+    ahead = second.behind
+    points = f"{_points(ahead.value)} percentage points"
+    spread = f"({_points(ahead.low)} to {_points(ahead.high)})"
+    if ahead.low <= 0:
+        return f"The difference to {second.name}, {points} {spread}, could be chance."
+    return f"{leader.name} leads {second.name} by {points} {spread}."
+
+
+def _points(share: float) -> str:
+    shown = f"{100 * share:.1f}"
+    return shown.replace("-", MINUS) if float(shown) else "0.0"
+
+
+def budget_note(comparison: Comparison) -> str:
+    """How the budget of the headline came about, and what each model does with it."""
+    first, *others = comparison.standings
+    made = [f"{first.name} makes {completions(first.k)}"]
+    made += [f"{other.name} {other.k:.1f}".removesuffix(".0") for other in others]
+    time = seconds(comparison.seconds)
+    return f"{time} is the longest time that all have samples for: {', '.join(made)}."
+
+
+def votes_note(comparison: Comparison) -> str:
+    """Majority voting at the same budget."""
+    shares = (f"{each.name} {interval(each.majority)}" for each in comparison.standings)
+    return f"Majority votes over them are right on: {', '.join(shares)}."
+
+
+def shared_ks(models: tuple[ModelCurve, ...], wanted: tuple[int, ...]) -> list[int]:
+    """The wanted numbers of completions that every model has a point for.
+
+    The largest that all share stands in for those that are missing beyond it.
+    """
+    shared = set.intersection(*({point.k for point in model.points} for model in models))
+    found = shared.intersection(wanted)
+    return sorted(found | {max(shared)} if not found or max(shared) < max(wanted) else found)

@@ -1,0 +1,1 @@
+"""Sampling: one engine for teacher and student, and runs that resume."""

@@ -1,0 +1,157 @@
+"""Tables on disk: a folder of parquet parts that share one schema, written one part at a time."""
+
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def _schema(fields: dict[str, pa.DataType], nullable: tuple[str, ...] = ()) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, name in nullable) for name, kind in fields.items()])
+
+
+PROBLEMS = _schema({"problem_id": pa.string(), "question": pa.string(), "answer": pa.string()})
+
+# finish_reason is "stop" or "length"; logprob is the sum over the completion's tokens; started and
+# ended are unix seconds; batch numbers the engine call that made the completion.
+COMPLETIONS = _schema(
+    {
+        "problem_id": pa.string(),
+        "sample_idx": pa.int32(),
+        "seed": pa.int64(),
+        "text": pa.string(),
+        "token_count": pa.int32(),
+        "finish_reason": pa.string(),
+        "prompt_tokens": pa.int32(),
+        "logprob": pa.float64(),
+        "batch": pa.int32(),
+        "started": pa.float64(),
+        "ended": pa.float64(),
+    }
+)
+
+TIMING = _schema(
+    {
+        "slots": pa.int32(),
+        "prefill_tokens": pa.int64(),
+        "prefill_seconds": pa.float64(),
+        "decode_tokens": pa.int64(),
+        "decode_steps": pa.int64(),
+        "decode_seconds": pa.float64(),
+        "started": pa.float64(),
+    }
+)
+
+# answer is what was found in the text; group is the key it votes under, null when it does not vote.
+VERDICTS = _schema(
+    {
+        "problem_id": pa.string(),
+        "sample_idx": pa.int32(),
+        "answer": pa.string(),
+        "group": pa.string(),
+        "correct": pa.bool_(),
+        "method": pa.string(),
+    },
+    nullable=("answer", "group"),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A folder of parquet parts that share one schema."""
+
+    folder: Path
+    schema: pa.Schema
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        """Write the rows as one new part, atomically; the caller holds `Run.lock`.
+
+        Raises ValueError when a row's keys are not the schema's columns or a value does not fit.
+        """
+        if not rows:
+            return
+        for row in rows:
+            self._check_columns(row)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sink = io.BytesIO()
+        table = pa.Table.from_pylist(rows, schema=self.schema)
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+        write_aside(self._next_part(), sink.getvalue())
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """All rows, in the order they were appended; an empty table when there are none.
+
+        Raises ValueError naming the file when a part is damaged, KeyError for an unknown column.
+        """
+        return pa.concat_tables([self._columns(columns).empty_table(), *self.parts(columns)])
+
+    def parts(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The same rows one part at a time, for work that should not hold all of them in memory."""
+        schema = self._columns(columns)
+        return (_read_part(path, schema) for path in self.part_files())
+
+    def keys(self) -> set[tuple[str, int]]:
+        """The (problem_id, sample_idx) pairs that are present."""
+        return {key for part in self.parts(["problem_id", "sample_idx"]) for key in row_keys(part)}
+
+    def part_files(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.parquet"))
+
+    def _columns(self, names: list[str] | None) -> pa.Schema:
+        return self.schema if names is None else pa.schema([self.schema.field(n) for n in names])
+
+    def _check_columns(self, row: dict[str, Any]) -> None:
+        # from_pylist would drop a misspelt column without a word
+        if wrong := row.keys() ^ set(self.schema.names):
+            names = ", ".join(sorted(wrong))
+            raise ValueError(f"row for {self.folder}: columns missing or unknown: {names}")
+
+    def _next_part(self) -> Path:
+        taken = [int(path.stem.removeprefix("part-")) for path in self.part_files()]
+        return self.folder / f"part-{max(taken, default=-1) + 1:06d}.parquet"
+
+
+def row_keys(table: pa.Table) -> Iterator[tuple[str, int]]:
+    """(problem_id, sample_idx) of each row; rows of one problem share one string object."""
+    ids = table["problem_id"].combine_chunks().dictionary_encode()
+    names = ids.dictionary.to_pylist()
+    indices = ids.indices.to_pylist()
+    return zip((names[i] for i in indices), table["sample_idx"].to_pylist(), strict=True)
+
+
+def write_aside(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, also after a power cut."""
+    # A killed writer leaves a file of this name, which nobody reads; its successor writes the same
+    # part under the same name, so the leftover goes without a sweep that could hit someone's file.
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    handle = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read_part(path: Path, schema: pa.Schema) -> pa.Table:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as part:
+            table = part.read(columns=schema.names, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's refusal (permissions, a disk that fails), not the file's content
+        raise ValueError(
+            f"{path} is damaged ({str(error).splitlines()[0]}); "
+            "delete it, and the command that wrote it redoes its rows"
+        ) from error
+    if table.schema != schema:
+        raise ValueError(f"{path} has columns {table.schema.names}, expected {schema.names}")
+    return table
