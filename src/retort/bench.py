@@ -22,6 +22,7 @@ from retort import console
 from retort._version import __version__
 from retort.model import weights
 from retort.model.decoder import Decoder
+from retort.model.devices import fast_dtype, open_device
 from retort.model.transplant import keep_attention, transplant
 from retort.recipe import BUNDLED_TEACHER
 from retort.sample.tokens import SamplingParams, draw, uniforms
@@ -93,7 +94,7 @@ def open_models(folders: Sequence[Path], device: str = "cpu") -> list[tuple[str,
     """Models by folder; without any, the bundled teacher beside a pure and a hybrid student of its
     shape. Raises ValueError for folders that are no checkpoints.
     """
-    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    dtype = fast_dtype(open_device(device))
     if folders:
         return [(folder.name, weights.load(folder, dtype, device)) for folder in folders]
     teacher = weights.load(BUNDLED_TEACHER, dtype, device)

@@ -69,8 +69,7 @@ def save(
     decoder that the format cannot represent.
     """
     folder = Path(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder}: holds files but no checkpoint; choose an empty or new folder")
+    check_target(folder)
     dtype = str(decoder.lm_head.weight.dtype).removeprefix("torch.")
     config = to_hf(decoder.config, dtype)
     aside = folder.with_name(f".{folder.name}.partial")
@@ -82,6 +81,14 @@ def save(
     if tokenizer is not None:
         tokenizer.save_pretrained(aside)
     _swap(aside, folder)
+
+
+def check_target(folder: Path) -> None:
+    """Raises ValueError unless `save` may write here: nothing, an empty folder, or a checkpoint."""
+    if folder.is_file():
+        raise ValueError(f"{folder}: is a file, and a checkpoint is a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder}: holds files but no checkpoint; choose an empty or new folder")
 
 
 def read_config(folder: Path) -> DecoderConfig:

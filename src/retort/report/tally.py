@@ -7,15 +7,17 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from retort.report.budget import Pace
 from retort.report.metrics import VoteGroup
 from retort.store import Run
+
+KEYS = ["problem_id", "sample_idx"]
 
 
 @dataclass(frozen=True)
@@ -44,23 +46,23 @@ def tally(run: Run, version: str) -> Tally:
 
     Raises ValueError when completions or verdicts are missing, or nothing was timed.
     """
-    with duckdb.connect() as db:
-        _load(db, run, version)
-        _check_complete(db, run)
-        _check_graded(db, run)
-        return Tally(
-            run=run,
-            verdicts=version,
-            problem_ids=tuple(id for (id,) in _rows(db, PROBLEM_IDS)),
-            samples=run.manifest["n"],
-            correct_P=np.array([count for _, count in _rows(db, CORRECT)], dtype=np.int64),
-            groups_P=_vote_groups(db, run),
-            pace=_pace(db, run),
-            slots=_value(db, "SELECT max(slots) FROM timing"),
-            truncated=_value(db, TRUNCATED),
-            unanswered=_value(db, UNANSWERED),
-            duplicates=_duplicates(run),
-        )
+    ids = sorted(set(run.problems.read(["problem_id"])["problem_id"].to_pylist()))
+    completions = _completions(run, ids)
+    verdicts = _verdicts(run, version, completions)
+    right = _by_problem(verdicts, ("correct", "sum"))
+    return Tally(
+        run=run,
+        verdicts=version,
+        problem_ids=tuple(ids),
+        samples=run.manifest["n"],
+        correct_P=np.array([right[id] for id in ids], dtype=np.int64),
+        groups_P=_vote_groups(run, ids, verdicts),
+        pace=_pace(run, completions),
+        slots=pc.max(run.timing.read(["slots"])["slots"]).as_py(),
+        truncated=_share(completions["finish_reason"], "length"),
+        unanswered=_share(verdicts["method"], "no answer"),
+        duplicates=_duplicates(run),
+    )
 
 
 def common_version(runs: Sequence[Run]) -> str:
@@ -100,100 +102,79 @@ def _check_same_problems(first: Tally, other: Tally) -> None:
         )
 
 
-# Queries
-
-# A run that was continued with a smaller n holds more samples than it is about.
-COMPLETIONS = """
-    CREATE TABLE completions AS
-    SELECT * FROM sampled SEMI JOIN problems USING (problem_id) WHERE sample_idx < {n}
-"""
-VERDICTS = """
-    CREATE TABLE verdicts AS
-    SELECT * FROM judged SEMI JOIN completions USING (problem_id, sample_idx)
-"""
-MISSING = """
-    SELECT count(*), sum({n} - present)::BIGINT FROM (
-        SELECT problem_id, count(sample_idx) AS present
-        FROM problems LEFT JOIN completions USING (problem_id) GROUP BY problem_id
-    ) WHERE present < {n}
-"""
-UNGRADED = "SELECT count(*) FROM completions ANTI JOIN verdicts USING (problem_id, sample_idx)"
-PROBLEM_IDS = "SELECT problem_id FROM problems ORDER BY problem_id"
-CORRECT = """
-    SELECT problem_id, count(*) FILTER (correct) FROM verdicts
-    GROUP BY problem_id ORDER BY problem_id
-"""
-GROUPS = """
-    SELECT problem_id, "group", count(*), min(correct), max(correct) FROM verdicts
-    WHERE "group" IS NOT NULL GROUP BY problem_id, "group" ORDER BY problem_id, "group"
-"""
-PACE = """
-    SELECT sum(decode_tokens)::DOUBLE, sum(decode_seconds),
-           (SELECT avg(token_count) FROM completions) FROM timing
-"""
-TRUNCATED = "SELECT avg((finish_reason = 'length')::INT) FROM completions"
-UNANSWERED = "SELECT avg((method = 'no answer')::INT) FROM verdicts"
+# Counting
 
 
-def _load(db: duckdb.DuckDBPyConnection, run: Run, version: str) -> None:
-    """Tables problems, timing, completions and verdicts."""
-    keys = ["problem_id", "sample_idx"]
-    db.register("problems", run.problems.read(["problem_id"]))
-    db.register("timing", run.timing.read())
-    db.register("sampled", run.completions.read([*keys, "token_count", "finish_reason"]))
-    db.register("judged", run.verdicts(version).read([*keys, "group", "correct", "method"]))
-    db.execute(COMPLETIONS.format(n=int(run.manifest["n"])))
-    db.execute(VERDICTS)
-
-
-def _rows(db: duckdb.DuckDBPyConnection, query: str) -> list[tuple[Any, ...]]:
-    return db.execute(query).fetchall()
-
-
-def _value(db: duckdb.DuckDBPyConnection, query: str) -> Any:
-    return _rows(db, query)[0][0]
-
-
-def _check_complete(db: duckdb.DuckDBPyConnection, run: Run) -> None:
+def _completions(run: Run, ids: list[str]) -> pa.Table:
+    """The completions that the run is about, checked to be all there."""
     n = run.manifest["n"]
-    problems = _value(db, "SELECT count(*) FROM problems")
-    if not problems:
+    table = run.completions.read([*KEYS, "token_count", "finish_reason"])
+    # a run that was continued with a smaller n, or fewer problems, holds more than it is about
+    known = pc.is_in(table["problem_id"], pa.array(ids, pa.string()))
+    table = table.filter(pc.and_(known, pc.less(table["sample_idx"], n)))
+    _check_complete(run, ids, _by_problem(table, ("sample_idx", "count")))
+    return table
+
+
+def _check_complete(run: Run, ids: list[str], present: dict[str, int]) -> None:
+    if not ids:
         raise ValueError(f"{run.folder} holds no problems; `retort sample` puts them there")
-    short, missing = _rows(db, MISSING.format(n=int(n)))[0]
-    if short:
+    n = run.manifest["n"]
+    missing = [n - present.get(id, 0) for id in ids if present.get(id, 0) < n]
+    if missing:
         raise ValueError(
-            f"{run.folder}: {short} of {problems} problems lack some of their {n} completions "
-            f"({missing} in all); repeat its `retort sample` command, which makes what is missing"
+            f"{run.folder}: {len(missing)} of {len(ids)} problems lack some of their {n} "
+            f"completions ({sum(missing)} in all); repeat its `retort sample` command, which makes "
+            "what is missing"
         )
 
 
-def _check_graded(db: duckdb.DuckDBPyConnection, run: Run) -> None:
-    if ungraded := _value(db, UNGRADED):
+def _verdicts(run: Run, version: str, completions: pa.Table) -> pa.Table:
+    """The verdicts on these completions, checked to be all there."""
+    judged = run.verdicts(version).read([*KEYS, "group", "correct", "method"])
+    verdicts = judged.join(completions.select(KEYS), KEYS, join_type="left semi")
+    if ungraded := completions.num_rows - verdicts.num_rows:
         raise ValueError(
             f"{run.folder}: {ungraded} completions are not graded; run `retort grade {run.folder}`"
         )
+    return verdicts
 
 
-def _vote_groups(db: duckdb.DuckDBPyConnection, run: Run) -> tuple[tuple[VoteGroup, ...], ...]:
-    groups: dict[str, list[VoteGroup]] = {id: [] for (id,) in _rows(db, PROBLEM_IDS)}
-    for problem, key, size, all_right, any_right in _rows(db, GROUPS):
-        if all_right != any_right:
+def _by_problem(table: pa.Table, aggregation: tuple[str, str]) -> dict[str, int]:
+    counts = table.group_by("problem_id", use_threads=False).aggregate([aggregation])
+    values = counts["_".join(aggregation)].to_pylist()
+    return dict(zip(counts["problem_id"].to_pylist(), values, strict=True))
+
+
+def _vote_groups(run: Run, ids: list[str], verdicts: pa.Table) -> tuple[tuple[VoteGroup, ...], ...]:
+    votes = verdicts.filter(pc.is_valid(verdicts["group"]))
+    counted = votes.group_by(["problem_id", "group"], use_threads=False).aggregate(
+        [("group", "count"), ("correct", "all"), ("correct", "any")]
+    )
+    groups: dict[str, list[VoteGroup]] = {id: [] for id in ids}
+    for row in counted.to_pylist():
+        if row["correct_all"] != row["correct_any"]:
             raise ValueError(
-                f"{run.folder}: on problem {problem} the answer {key!r} is judged both right and "
-                "wrong; delete its verdicts and grade it again"
+                f"{run.folder}: on problem {row['problem_id']} the answer {row['group']!r} is "
+                "judged both right and wrong; delete its verdicts and grade it again"
             )
-        groups[problem].append(VoteGroup(size, all_right))
+        groups[row["problem_id"]].append(VoteGroup(row["group_count"], row["correct_all"]))
     return tuple(map(tuple, groups.values()))
 
 
-def _pace(db: duckdb.DuckDBPyConnection, run: Run) -> Pace:
-    tokens, seconds, mean_tokens = _rows(db, PACE)[0]
+def _pace(run: Run, completions: pa.Table) -> Pace:
+    timing = run.timing.read(["decode_tokens", "decode_seconds"])
+    tokens, seconds = (pc.sum(column).as_py() for column in timing.itercolumns())
     if not tokens or not seconds:
         raise ValueError(
             f"{run.folder} holds no decode times, so seconds are unknown; sample it again "
             "with force=true"
         )
-    return Pace(tokens / seconds, mean_tokens)
+    return Pace(tokens / seconds, pc.mean(completions["token_count"]).as_py())
+
+
+def _share(column: pa.ChunkedArray, value: str) -> float:
+    return float(pc.mean(pc.equal(column, value)).as_py())
 
 
 def _duplicates(run: Run) -> float:

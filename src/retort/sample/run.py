@@ -22,6 +22,7 @@ from retort.data.problems import Problem
 from retort.model import weights
 from retort.model.config import ATTENTION
 from retort.model.decoder import Decoder
+from retort.model.devices import fast_dtype, open_device
 from retort.recipe import SampleRecipe
 from retort.sample.engine import Engine, Finished, Request, Timing
 from retort.sample.tokens import SamplingParams
@@ -70,10 +71,10 @@ def sample(recipe: SampleRecipe) -> Path:
 
 
 def _dtype(recipe: SampleRecipe) -> torch.dtype:
-    """The asked type; else bfloat16 on an accelerator and float32 on a CPU, where it is faster."""
+    """The asked type, else the one that suits the device."""
     if recipe.dtype is not None:
         return weights.DTYPES[recipe.dtype]
-    return torch.float32 if torch.device(recipe.device).type == "cpu" else torch.bfloat16
+    return fast_dtype(open_device(recipe.device))
 
 
 def _check_lengths(decoder: Decoder, recipe: SampleRecipe, longest: int) -> None:

@@ -28,6 +28,7 @@ from retort.data.text import Batch, Packer, open_source
 from retort.model import weights
 from retort.model.config import ATTENTION, DecoderConfig
 from retort.model.decoder import Decoder
+from retort.model.devices import open_device
 from retort.model.transplant import keep_attention, transplant
 from retort.recipe import Continued, DistillRecipe, Fresh, Stage, Transplanted
 from retort.train import checkpoint
@@ -120,8 +121,9 @@ def _finished(recipe: DistillRecipe, work: Path) -> bool:
 
 def _prepare(recipe: DistillRecipe) -> Job:
     """Opens everything the run needs, so that mistakes show before anything is written."""
+    weights.check_target(recipe.out)
     torch.manual_seed(recipe.seed)
-    device = torch.device(recipe.device)
+    device = open_device(recipe.device)
     teacher = None
     if recipe.teacher is not None:
         teacher = weights.load(recipe.teacher, torch.float32, device)
