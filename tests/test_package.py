@@ -10,7 +10,7 @@ import pytest
 import retort
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "transformers", "datasets", "pyarrow", "duckdb", "altair", "numpy")
+HEAVY = ("torch", "transformers", "datasets", "pyarrow", "altair", "numpy")
 
 
 def modules_after(statement: str) -> set[str]:

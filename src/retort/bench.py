@@ -96,7 +96,7 @@ def open_models(folders: Sequence[Path], device: str = "cpu") -> list[tuple[str,
     """
     dtype = fast_dtype(open_device(device))
     if folders:
-        return [(folder.name, weights.load(folder, dtype, device)) for folder in folders]
+        return [(folder.resolve().name, weights.load(folder, dtype, device)) for folder in folders]
     teacher = weights.load(BUNDLED_TEACHER, dtype, device)
     layers = teacher.config.layers
     pure = transplant(teacher, keep_attention(layers, []))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +23,9 @@ Sources = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1 ...")]
 
+INTERRUPTED = 130
+"""The exit code that Typer makes of Ctrl-C, without a word."""
+
 
 def main() -> None:
     """Runs the command line; a user's mistake ends in one message and exit code 2."""
@@ -35,9 +37,10 @@ def main() -> None:
         console.fail(str(error))
     except OSError as error:
         console.fail(f"{error.filename or 'a file'}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        console.say("interrupted; the same command continues")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            console.say("interrupted; the same command continues")
+        raise
 
 
 @app.command()
@@ -138,7 +141,9 @@ def bench(
             help="Model folders; none: the bundled teacher's shape.", show_default=False
         ),
     ] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Rows at once; repeatable.")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Rows at once; repeatable.")
+    ] = None,
     prompt: Annotated[int, typer.Option(min=1, help="Prompt tokens.")] = 512,
     new: Annotated[int, typer.Option(min=1, help="New tokens.")] = 512,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each.")] = 3,

@@ -90,3 +90,29 @@ def test_bytes_are_counted(make_decoder: MakeDecoder) -> None:
     assert make_decoder("am").init_state(3, 10).nbytes == 3 * 4 * (attention + mamba)
     half = make_decoder("am").to(torch.bfloat16).init_state(3, 10)
     assert half.nbytes == 3 * (2 * attention + 4 * 4 * 16 * 8 + 2 * 3 * 96)
+
+
+@pytest.mark.parametrize("layers", KINDS)
+def test_one_row_put_into_many_slots(make_decoder: MakeDecoder, layers: str) -> None:
+    decoder, old, prompt = make_decoder(layers), tokens(3, 4), tokens(1, 6)
+    state = prefilled(decoder, old, 9)
+    state.put([0, 2], prefilled(decoder, prompt, 7))
+    more = tokens(3, 2)
+    found = stepped(decoder, state, more)
+    for row, start in enumerate([prompt[0], old[1], prompt[0]]):
+        wanted = decoder(torch.cat([start, more[row]])[None])[0, len(start) :]
+        torch.testing.assert_close(found[row], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", KINDS)
+def test_first_rows_are_views(make_decoder: MakeDecoder, layers: str) -> None:
+    """Steps of the first rows alone move the whole state on, and leave its other rows."""
+    decoder, prompts, more = make_decoder(layers), tokens(3, 4), tokens(3, 3)
+    state = prefilled(decoder, prompts, 9)
+    stepped(decoder, state.first(2, reach=4), more[:2, :2])
+    assert state.length_B.tolist() == [6, 6, 4]
+    state.reach = 6
+    last = decoder(torch.stack([more[0, 2], more[1, 2], more[2, 0]])[:, None], state)
+    for row, read in enumerate([3, 3, 1]):
+        wanted = decoder(torch.cat([prompts[row], more[row, :read]])[None])[0, -1]
+        torch.testing.assert_close(last[row, 0], wanted, rtol=1e-4, atol=1e-5)

@@ -21,8 +21,7 @@ ITEMS = (
     "apples", "books", "coins", "shells", "cards", "stamps", "pens", "beads",
     "stones", "tickets", "marbles", "buttons",
 )  # fmt: skip
-SHARES = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}
-LARGEST = 199
+LEAST, LARGEST = 5, 199
 TEST_SHARE = 0.1
 
 
@@ -85,7 +84,7 @@ def make(rng: random.Random, difficulty: tuple[int, int]) -> Example:
 
 
 def _given(rng: random.Random, name: str, item: str) -> Quantity:
-    value = rng.randint(5, 60)
+    value = rng.randint(11, 60)
     sentence = f"{name} has {value} {item}."
     return Quantity(name, value, sentence, sentence)
 
@@ -93,71 +92,70 @@ def _given(rng: random.Random, name: str, item: str) -> Quantity:
 def _derived(rng: random.Random, name: str, item: str, chain: list[Quantity]) -> Quantity:
     """A quantity derived from the one before it, or now and then from any earlier one."""
     base = chain[-1] if rng.random() < 0.75 else rng.choice(chain)
-    makers = (_more, _fewer, _times, _share, _together)
-    for make_quantity in rng.sample(makers, len(makers)):
-        quantity = make_quantity(rng, name, item, base, chain)
-        if quantity is not None:
-            return quantity
-    raise AssertionError("one of more and fewer always fits")
+    relations = (_more, _fewer, _times, _half, _together)
+    for relation in rng.sample(relations, len(relations)):
+        found = relation(rng, item, base, chain)
+        if found is not None and LEAST <= found.value <= LARGEST:
+            claim = f"{name} has {found.claim}"
+            working = f"{claim}. That is {found.working} = {found.value} {item}."
+            return Quantity(name, found.value, f"{claim}.", working)
+    return _derived(rng, name, item, chain)
 
 
-def _relate(name: str, item: str, relation: str, sum_: str, value: int) -> Quantity:
-    claim = f"{name} has {relation}"
-    return Quantity(name, value, f"{claim}.", f"{claim}. That is {sum_} = {value} {item}.")
+@dataclass(frozen=True)
+class Relation:
+    """How a quantity follows from earlier ones: in words, worked out, and its value.
+
+    The working goes by tens and ones, as one does in one's head, so that every step is a small one.
+    """
+
+    claim: str
+    working: str
+    value: int
 
 
-def _more(
-    rng: random.Random, name: str, item: str, base: Quantity, chain: list[Quantity]
-) -> Quantity | None:
-    by = rng.randint(3, 60)
-    value = base.value + by
-    if value > LARGEST:
+def _more(rng: random.Random, item: str, base: Quantity, chain: list[Quantity]) -> Relation | None:
+    by = rng.randint(11, 60)
+    claim = f"{by} more {item} than {base.name}"
+    return Relation(claim, _added(base.value, by), base.value + by)
+
+
+def _fewer(rng: random.Random, item: str, base: Quantity, chain: list[Quantity]) -> Relation | None:
+    by = rng.randint(11, 60)
+    claim = f"{by} fewer {item} than {base.name}"
+    after_tens = base.value - by // 10 * 10
+    working = f"{base.value} - {by} = {after_tens} - {by % 10}"
+    return Relation(claim, working, base.value - by)
+
+
+def _times(rng: random.Random, item: str, base: Quantity, chain: list[Quantity]) -> Relation | None:
+    by = rng.randint(2, 4)
+    tens, ones = base.value // 10 * 10, base.value % 10
+    claim = f"{by} times as many {item} as {base.name}"
+    working = f"{by} * {base.value} = {by * tens} + {by * ones}"
+    return Relation(claim, working, by * base.value)
+
+
+def _half(rng: random.Random, item: str, base: Quantity, chain: list[Quantity]) -> Relation | None:
+    if base.value % 2:
         return None
-    relation = f"{by} more {item} than {base.name}"
-    return _relate(name, item, relation, f"{base.value} + {by}", value)
-
-
-def _fewer(
-    rng: random.Random, name: str, item: str, base: Quantity, chain: list[Quantity]
-) -> Quantity | None:
-    by = rng.randint(3, 60)
-    value = base.value - by
-    if value < 2:
-        return None
-    relation = f"{by} fewer {item} than {base.name}"
-    return _relate(name, item, relation, f"{base.value} - {by}", value)
-
-
-def _times(
-    rng: random.Random, name: str, item: str, base: Quantity, chain: list[Quantity]
-) -> Quantity | None:
-    by = rng.randint(2, 5)
-    value = base.value * by
-    if value > LARGEST:
-        return None
-    relation = f"{by} times as many {item} as {base.name}"
-    return _relate(name, item, relation, f"{by} * {base.value}", value)
-
-
-def _share(
-    rng: random.Random, name: str, item: str, base: Quantity, chain: list[Quantity]
-) -> Quantity | None:
-    by = rng.choice(tuple(SHARES))
-    if base.value % by or base.value // by < 2:
-        return None
-    relation = f"{SHARES[by]} as many {item} as {base.name}"
-    return _relate(name, item, relation, f"{base.value} / {by}", base.value // by)
+    tens, ones = base.value // 10 * 10, base.value % 10
+    claim = f"half as many {item} as {base.name}"
+    working = f"{base.value} / 2 = {tens // 2} + {ones // 2}"
+    return Relation(claim, working, base.value // 2)
 
 
 def _together(
-    rng: random.Random, name: str, item: str, base: Quantity, chain: list[Quantity]
-) -> Quantity | None:
+    rng: random.Random, item: str, base: Quantity, chain: list[Quantity]
+) -> Relation | None:
     others = [quantity for quantity in chain if quantity is not base]
     if not others:
         return None
     other = rng.choice(others)
-    value = base.value + other.value
-    if value > LARGEST:
-        return None
-    relation = f"as many {item} as {base.name} and {other.name} together"
-    return _relate(name, item, relation, f"{base.value} + {other.value}", value)
+    claim = f"as many {item} as {base.name} and {other.name} together"
+    return Relation(claim, _added(base.value, other.value), base.value + other.value)
+
+
+def _added(first: int, second: int) -> str:
+    tens = first // 10 * 10 + second // 10 * 10
+    return f"{first} + {second} = {tens} + {first % 10 + second % 10}"

@@ -33,8 +33,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ValueError(f"{folder}: no tokenizer here (tokenizer_config.json is missing)")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder}: its tokenizer cannot be read ({error})") from None
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder}: its tokenizer cannot be read ({reason})") from None
 
 
 def check_same_tokenizer(

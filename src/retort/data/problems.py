@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,12 +86,15 @@ def _problem(question: str, answer: str, solution: str | None, id: object = None
 
 def _numbered(problems: list[Problem]) -> list[Problem]:
     """Gives repeated ids a number behind, so that each problem has one of its own."""
-    seen: dict[str, int] = {}
-    unique = []
+    times: Counter[str] = Counter()
+    unique: dict[str, Problem] = {}
     for problem in problems:
-        seen[problem.id] = times = seen.get(problem.id, 0) + 1
-        unique.append(problem if times == 1 else replace(problem, id=f"{problem.id}-{times}"))
-    return unique
+        id = problem.id
+        while id in unique:  # more than once where a file has such ids of its own
+            times[problem.id] += 1
+            id = f"{problem.id}-{times[problem.id] + 1}"
+        unique[id] = replace(problem, id=id)
+    return list(unique.values())
 
 
 def _subset(problems: list[Problem], count: int | None, seed: int) -> list[Problem]:

@@ -141,14 +141,21 @@ def _column(data: Text) -> Iterator[str]:
     found = False
     with data.path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            row = json.loads(line) if line.strip() else {}
-            if isinstance(row, dict) and str(row.get(data.column) or "").strip():
+            if line.strip():
                 found = True
-                yield str(row[data.column])
-            elif line.strip():
-                raise ValueError(f"{data.path}:{number}: no {data.column!r} in this row")
+                yield _text(line, data.column, f"{data.path}:{number}")
     if not found:
         raise ValueError(f"{data.path}: no texts in it")
+
+
+def _text(line: bytes, column: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{where}: not valid JSON ({error})") from None
+    if not isinstance(row, dict) or not str(row.get(column) or "").strip():
+        raise ValueError(f"{where}: no {column!r} in this row")
+    return str(row[column])
 
 
 def shuffled(count: int, seed: int, index: int) -> int:

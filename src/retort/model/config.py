@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -133,8 +134,10 @@ def _granite_from_hf(values: Mapping[str, Any]) -> DecoderConfig:
         if values.get(key, 1.0) != 1.0:
             raise ValueError(f"{key} = {values[key]}: only 1 is supported")
     scale = shared.head_dim**-0.5
-    if abs(values.get("attention_multiplier", scale) - scale) > 1e-6:
+    if abs(values.get("attention_multiplier", 1.0) - scale) > 1e-6:
         raise ValueError(f"attention_multiplier: only head_dim**-0.5 = {scale:.6f} is supported")
+    if not _unlimited(values.get("time_step_limit")):
+        raise ValueError(f"time_step_limit {values['time_step_limit']}: no limit is supported")
     types = values.get("layer_types") or values["layers_block_type"]
     words: dict[str, LayerType] = {"mamba": LINEAR, "attention": ATTENTION}
     layer_types = tuple(words.get(name, name) for name in types)
@@ -153,6 +156,12 @@ def _granite_from_hf(values: Mapping[str, Any]) -> DecoderConfig:
             chunk_size=values["mamba_chunk_size"],
         ),
     )
+
+
+def _unlimited(limit: Any) -> bool:
+    """Whether dt is left as it is; transformers writes infinity as an object of its own."""
+    low, high = limit or (0.0, math.inf)
+    return low == 0 and (isinstance(high, dict) or high >= 1e6)
 
 
 def _granite_to_hf(config: DecoderConfig) -> dict[str, Any]:

@@ -175,16 +175,16 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Random weights for training from nothing; draws from torch's global generator."""
+        """Random weights for training from nothing; draws from torch's global generator.
+
+        Everything keeps the scale of its input, and what writes to the residual stream starts
+        small, so that the first blocks do not drown the embeddings.
+        """
         depth_scale = (2 * self.config.layers) ** -0.5
         for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                std = module.in_features**-0.5
-                # Layers that write to the residual stream start small, so that it does not grow.
+            if isinstance(module, nn.Linear | nn.Embedding):
+                std = module.weight.shape[-1] ** -0.5
                 writes = name.endswith(("o_proj", "out_proj", "down_proj"))
                 nn.init.normal_(module.weight, std=std * (depth_scale if writes else 1))
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.02)
             elif isinstance(module, Mamba2):
                 module.reset_parameters()
-        nn.init.normal_(self.lm_head.weight, std=0.02)

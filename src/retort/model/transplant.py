@@ -33,8 +33,8 @@ def transplant(
     replace (as many heads and groups as query heads, P = head_dim) and start from its weights;
     what attention has no counterpart for (gate, convolution, decay, dt, states beyond head_dim)
     starts fresh, drawn from torch's global generator. Raises ValueError for a wrong number of
-    layers, a linear layer of the teacher asked to become attention, an unknown mixer, or a state
-    smaller than head_dim.
+    layers, a linear layer of the teacher asked to become attention, an unknown mixer, a state
+    smaller than head_dim, or linear layers of the teacher whose mixers have another geometry.
     """
     config = teacher.config
     if mixer != "mamba2":
@@ -51,6 +51,11 @@ def transplant(
     if revived:
         raise ValueError(f"layer_types: the teacher has no attention in layer {revived[0]}")
     settings = _mixer_config(config, state_size, conv_width, chunk_size)
+    if LINEAR in config.layer_types and _geometry(settings) != _geometry(config.mixer):
+        raise ValueError(
+            f"the teacher's linear layers have other mixers ({config.mixer}) than those asked for "
+            f"({settings}); give its state_size and conv_width"
+        )
     student = Decoder(replace(config, layer_types=tuple(layer_types), mixer=settings))
     student.to(device=teacher.device, dtype=teacher.lm_head.weight.dtype)
     _fill(student, teacher)
@@ -59,7 +64,7 @@ def transplant(
 
 def keep_attention(layers: int, kept: Sequence[int]) -> list[LayerType]:
     """`layer_types` that keep attention in the given layers. Raises ValueError outside them."""
-    outside = [index for index in kept if index >= layers]
+    outside = [index for index in kept if not 0 <= index < layers]
     if outside:
         raise ValueError(f"keep_attention: no layer {outside[0]}; layers are 0 to {layers - 1}")
     return [ATTENTION if index in kept else LINEAR for index in range(layers)]
@@ -80,6 +85,11 @@ def _mixer_config(
         conv_width=conv_width,
         chunk_size=chunk_size,
     )
+
+
+def _geometry(mixer: Mamba2Config | None) -> Mamba2Config | None:
+    """The settings less the chunk size, which changes the speed alone."""
+    return mixer and replace(mixer, chunk_size=1)
 
 
 @torch.no_grad()

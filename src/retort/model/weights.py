@@ -87,8 +87,14 @@ def check_target(folder: Path) -> None:
     """Raises ValueError unless `save` may write here: nothing, an empty folder, or a checkpoint."""
     if folder.is_file():
         raise ValueError(f"{folder}: is a file, and a checkpoint is a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not _is_checkpoint(folder):
         raise ValueError(f"{folder}: holds files but no checkpoint; choose an empty or new folder")
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether there are weights: many programs have a config.json."""
+    weights = (folder / SINGLE).is_file() or (folder / INDEX).is_file()
+    return weights and (folder / CONFIG).is_file()
 
 
 def read_config(folder: Path) -> DecoderConfig:
@@ -153,7 +159,10 @@ def _file_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 def _tensor_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
-        names = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
+        weight_map = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{folder / INDEX}: no weight_map from tensors to files in it")
+        names = sorted(set(weight_map.values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ValueError(f"{folder}: missing {', '.join(missing)}, which {INDEX} names")

@@ -83,7 +83,7 @@ def _x(curves: Curves, axis: Axis) -> alt.X:
     if axis == "seconds":
         ticks = _ticks([point.seconds for point in points])
         scale = alt.Scale(type="log", nice=False, padding=12)
-        return alt.X("seconds:Q").scale(scale).axis(values=ticks, format="~r").title(AXES[axis])
+        return alt.X("seconds:Q").scale(scale).axis(values=ticks, format=".3~r").title(AXES[axis])
     ks = sorted({point.k for point in points})
     scale = alt.Scale(type="log", base=2, nice=False, padding=12)
     return alt.X("k:Q").scale(scale).axis(values=ks, format="d").title(AXES[axis])
@@ -91,6 +91,8 @@ def _x(curves: Curves, axis: Axis) -> alt.X:
 
 def _ticks(values: list[float]) -> list[float]:
     """1, 2 and 5 in every power of ten that `values` reach, or 1 alone where they reach many."""
+    if min(values) == max(values):
+        return values[:1]  # the axis is that one value, and other ticks would pile up on it
     first, last = floor(log10(min(values))), ceil(log10(max(values)))
     steps = (1, 2, 5) if last - first <= 4 else (1,)
     return [float(f"{step}e{exponent}") for exponent in range(first, last + 1) for step in steps]

@@ -66,15 +66,14 @@ def sample(recipe: SampleRecipe) -> Path:
         with console.progress(f"sample {run.name}", asked, "", asked - left) as advance:
             for finished, timing in _flushes(decoder, recipe, work):
                 _write(run, recipe, tokenizer, work, finished, timing)
-                advance(len(finished), f"{timing.decode_tokens / timing.decode_seconds:.0f} tok/s")
+                advance(len(finished), _pace(timing))
     return recipe.out
 
 
 def _dtype(recipe: SampleRecipe) -> torch.dtype:
     """The asked type, else the one that suits the device."""
-    if recipe.dtype is not None:
-        return weights.DTYPES[recipe.dtype]
-    return fast_dtype(open_device(recipe.device))
+    device = open_device(recipe.device)
+    return fast_dtype(device) if recipe.dtype is None else weights.DTYPES[recipe.dtype]
 
 
 def _check_lengths(decoder: Decoder, recipe: SampleRecipe, longest: int) -> None:
@@ -183,6 +182,12 @@ def _flushes(
         raise
     if ready:
         yield ready, engine.timing - told
+
+
+def _pace(timing: Timing) -> str:
+    """Empty for completions whose last tokens came with those of the portion before."""
+    seconds = timing.decode_seconds
+    return f"{timing.decode_tokens / seconds:.0f} tok/s" if seconds else ""
 
 
 def _write(

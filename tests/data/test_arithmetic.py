@@ -1,0 +1,134 @@
+"""Procedural problems: right in every step, the same everywhere, and never in both splits."""
+
+import os
+import random
+import re
+import subprocess
+import sys
+from itertools import islice
+
+import pytest
+
+from retort.data.arithmetic import LARGEST, Example, examples, is_test, make
+
+WORKING = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+) (\w+)\.$")
+OPERATIONS = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "/": lambda a, b: a / b,
+}
+SHARES = {"half": 2, "a third": 3, "a quarter": 4, "a fifth": 5}
+
+
+def sample(count: int = 300, difficulty: tuple[int, int] = (1, 12)) -> list[Example]:
+    return list(islice(examples("train", 0, difficulty), count))
+
+
+def answer_of(question: str) -> int:
+    """The question read and answered without a look at how it was made."""
+    *statements, asked = re.findall(r"[^.?]+[.?]", question)
+    values: dict[str, int] = {}
+    for statement in statements:
+        name, claim = re.fullmatch(r" ?(\w+) has (.*)\.", statement, re.DOTALL).groups()  # type: ignore[union-attr]
+        values[name] = meaning(claim, values)
+    return values[re.fullmatch(r" How many \w+ does (\w+) have\?", asked).group(1)]  # type: ignore[union-attr]
+
+
+def meaning(claim: str, values: dict[str, int]) -> int:
+    match claim.split():
+        case [number, _]:
+            return int(number)
+        case [number, "more", _, "than", other]:
+            return values[other] + int(number)
+        case [number, "fewer", _, "than", other]:
+            return values[other] - int(number)
+        case [number, "times", "as", "many", _, "as", other]:
+            return values[other] * int(number)
+        case ["as", "many", _, "as", one, "and", other, "together"]:
+            return values[one] + values[other]
+        case [*share, "as", "many", _, "as", other]:
+            value = values[other] / SHARES[" ".join(share)]
+            assert value == int(value)
+            return int(value)
+    raise AssertionError(claim)
+
+
+def test_answers_follow_from_the_questions() -> None:
+    for example in sample():
+        assert example.answer == str(answer_of(example.question))
+
+
+def test_every_step_of_a_solution_is_right() -> None:
+    operations = set()
+    for example in sample():
+        given, *steps, final = example.solution.split("\n\n")
+        assert given in example.question
+        for step in steps:
+            left, operation, right, result, item = WORKING.search(step).groups()  # type: ignore[union-attr]
+            assert OPERATIONS[operation](int(left), int(right)) == int(result)
+            assert 2 <= int(result) <= LARGEST
+            assert f"How many {item} does" in example.question
+            assert step.split(". That is ")[0] in example.question
+            operations.add(operation)
+        assert final == f"The final answer is {example.answer}."
+        assert result == example.answer
+    assert operations == set(OPERATIONS)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 12])
+def test_difficulty_is_the_number_of_derived_quantities(steps: int) -> None:
+    for example in sample(30, (steps, steps)):
+        assert example.question.count(" has ") == steps + 1
+        assert len(WORKING.findall(example.solution.replace("\n\n", "\n"))) <= steps
+        assert example.solution.count(" = ") == steps
+
+
+def test_difficulties_are_drawn_evenly() -> None:
+    rng = random.Random(0)
+    counts = [make(rng, (2, 4)).solution.count(" = ") for _ in range(600)]
+    assert all(150 < counts.count(steps) < 250 for steps in (2, 3, 4))
+
+
+def test_same_arguments_same_examples() -> None:
+    first = list(islice(examples("train", 5, (1, 4)), 20))
+    assert list(islice(examples("train", 5, (1, 4)), 20)) == first
+    assert list(islice(examples("train", 6, (1, 4)), 20)) != first
+
+
+def test_examples_do_not_depend_on_the_process() -> None:
+    """Python hashes strings differently in every process."""
+    code = (
+        "from itertools import islice; from retort.data.arithmetic import examples;"
+        "print(list(islice(examples('test', 0, (1, 6)), 10)))"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert printed == {f"{list(islice(examples('test', 0, (1, 6)), 10))}\n"}
+
+
+def test_splits_are_disjoint_over_all_seeds() -> None:
+    """With few and small problems, so that the same question does come up under many seeds."""
+    splits: dict[str, set[str]] = {"train": set(), "test": set()}
+    drawn = 0
+    for seed in range(40):
+        for name in ("train", "test"):
+            found = [e.question for e in islice(examples(name, seed, (1, 1)), 50)]  # type: ignore[arg-type]
+            splits[name].update(found)
+            drawn += len(found)
+    assert splits["train"].isdisjoint(splits["test"])
+    assert drawn == 4000
+
+
+def test_a_tenth_is_for_testing() -> None:
+    rng = random.Random(0)
+    share = sum(is_test(make(rng, (3, 3)).question) for _ in range(2000)) / 2000
+    assert 0.08 < share < 0.12

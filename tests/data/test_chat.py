@@ -1,0 +1,183 @@
+"""From a question to token ids, and which of them are learnt."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from retort.data.chat import (
+    PINNED_DATE,
+    ask,
+    check_same_tokenizer,
+    load_tokenizer,
+    prompt_ids,
+    train_tokenizer,
+    worked_document,
+)
+
+TEXTS = ["Ada has 12 apples. Ben has 30 more apples than Ada.", "That is 12 + 30 = 42 apples."]
+
+# The shape of Llama 3's template: a system turn with a date, headers, trimmed contents.
+LLAMA = (
+    "{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
+    "<|system|>Today Date: {{ date_string }}<|end|>"
+    "{%- for message in messages %}"
+    "<|{{ message['role'] }}|>\n\n{{ message['content'] | trim }}<|end|>"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}<|assistant|>\n\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def trained() -> PreTrainedTokenizerFast:
+    return train_tokenizer(TEXTS, 300)
+
+
+@pytest.fixture
+def tokenizer(trained: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """With a template that a test may replace."""
+    trained.chat_template = ORIGINAL
+    return trained
+
+
+ORIGINAL = train_tokenizer(TEXTS, 300).chat_template
+
+
+# ---------------------------------------------------------------- the tokenizer we train
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text())
+@example("  two  spaces\n\n\tand 1234.50 <|end|>")
+@example("é漢🙂\x00\u2028 ")
+def test_any_text_comes_back(trained: PreTrainedTokenizerFast, text: str) -> None:
+    assert trained.decode(trained.encode(text)) == text
+
+
+def test_digits_are_single_tokens() -> None:
+    """Even if the same number is all there is to learn from."""
+    tokenizer = train_tokenizer(["12 34 1234", " 12=12"] * 50, 400)
+    assert tokenizer.tokenize("12 123") == ["1", "2", "Ġ", "1", "2", "3"]
+    with_digits = [token for token in tokenizer.get_vocab() if any(c in "0123456789" for c in token)]
+    assert sorted(with_digits) == list("0123456789")
+
+
+def test_vocabulary_is_as_large_as_asked_for() -> None:
+    texts = [f"{word} {i}" for i, word in enumerate("abcdefgh" * 30)] + TEXTS
+    tokenizer = train_tokenizer(texts, 280)
+    assert len(tokenizer) == 280
+    assert max(tokenizer.get_vocab().values()) == 279
+
+
+def test_markers_are_single_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = tokenizer.encode("<|user|><|assistant|><|end|><|pad|>")
+    assert len(ids) == 4
+    assert tokenizer.eos_token_id == ids[2]
+    assert tokenizer.pad_token_id == ids[3]
+
+
+def test_there_and_back(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.get_vocab() == tokenizer.get_vocab()
+    assert prompt_ids(again, TEXTS[0]) == prompt_ids(tokenizer, TEXTS[0])
+    assert (again.eos_token_id, again.pad_token_id) == (1, 0)
+
+
+# ---------------------------------------------------------------- prompts and answers
+
+
+def test_a_question_takes_its_place() -> None:
+    assert ask("{x} {question} {}", "{why}?") == "{x} {why}? {}"
+
+
+@pytest.mark.parametrize("template", [ORIGINAL, LLAMA, None], ids=["ours", "llama", "none"])
+def test_the_answer_and_its_end_are_learnt(
+    tokenizer: PreTrainedTokenizerFast, template: str | None
+) -> None:
+    tokenizer.chat_template = template
+    before = prompt_ids(tokenizer, TEXTS[0])
+    document = worked_document(tokenizer, TEXTS[0], TEXTS[1])
+    assert document.learn is not None
+    assert document.ids[: len(before)] == before
+    assert document.learn == [False] * len(before) + [True] * (len(document.ids) - len(before))
+    learnt = [i for i, learn in zip(document.ids, document.learn, strict=True) if learn]
+    assert tokenizer.decode(learnt) == f"{TEXTS[1]}<|end|>"
+    assert TEXTS[0] in tokenizer.decode(before)
+
+
+def test_our_template_word_for_word(tokenizer: PreTrainedTokenizerFast) -> None:
+    text = tokenizer.decode(worked_document(tokenizer, "1+1?", "2").ids)
+    assert text == "<|user|>1+1?<|end|><|assistant|>2<|end|>"
+    assert tokenizer.decode(prompt_ids(tokenizer, "1+1?")) == "<|user|>1+1?<|end|><|assistant|>"
+
+
+def test_the_date_is_pinned(tokenizer: PreTrainedTokenizerFast) -> None:
+    """A template that writes today's date would give another prompt every day."""
+    tokenizer.chat_template = LLAMA
+    text = tokenizer.decode(prompt_ids(tokenizer, "1+1?"))
+    assert text.startswith(f"<|system|>Today Date: {PINNED_DATE}<|end|><|user|>\n\n1+1?<|end|>")
+
+
+def test_nothing_is_added_to_what_the_template_writes(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Many tokenizers begin every text with a token that their template writes as well."""
+    tokenizer.chat_template = "<|pad|>" + ORIGINAL
+    tokenizer.add_bos_token = True
+    assert prompt_ids(tokenizer, "1+1?").count(tokenizer.pad_token_id) == 1
+
+
+@pytest.mark.parametrize("opening", ["<|assistant|><think>", "<|assistant|>\n"])
+def test_a_template_that_opens_otherwise_than_it_writes(
+    tokenizer: PreTrainedTokenizerFast, opening: str
+) -> None:
+    tokenizer.chat_template = ORIGINAL.replace("%}<|assistant|>{%", f"%}}{opening}{{%")
+    with pytest.raises(ValueError, match="opens an answer differently"):
+        worked_document(tokenizer, TEXTS[0], TEXTS[1])
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def test_tokenizers_must_be_the_same(tokenizer: PreTrainedTokenizerFast) -> None:
+    check_same_tokenizer(tokenizer, train_tokenizer(TEXTS, 300), Path("models/student"))
+    other = train_tokenizer(["something else altogether, and enough of it"], 280)
+    with pytest.raises(ValueError, match=r"models/student: its tokenizer differs .* in \d+ of \d+"):
+        check_same_tokenizer(tokenizer, other, Path("models/student"))
+
+
+def test_a_longer_vocabulary_is_another(tokenizer: PreTrainedTokenizerFast) -> None:
+    longer = train_tokenizer(TEXTS, 300)
+    longer.add_tokens(["<|more|>"])
+    with pytest.raises(ValueError, match="must share its teacher's tokenizer"):
+        check_same_tokenizer(tokenizer, longer, Path("student"))
+
+
+def lose_config(folder: Path) -> None:
+    (folder / "tokenizer_config.json").unlink()
+
+
+def lose_vocabulary(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def damage_json(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+
+
+def damage_model(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"BPE"', '"XYZ"'))
+
+
+@pytest.mark.parametrize("damage", [lose_config, lose_vocabulary, damage_json, damage_model])
+def test_unreadable_tokenizers(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, damage: Callable[[Path], None]
+) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path}: .*tokenizer") as caught:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)

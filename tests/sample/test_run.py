@@ -1,0 +1,415 @@
+"""Sampling into a run folder: nothing twice, nothing lost, nothing of another run mixed in."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import retort
+from retort.data.chat import ask, load_tokenizer, prompt_ids, train_tokenizer
+from retort.data.problems import load as load_problems
+from retort.model.decoder import Decoder
+from retort.recipe import SampleRecipe, load
+from retort.sample import run as runs
+from retort.sample.engine import Engine, Finished, Request
+from retort.sample.run import sample
+from retort.sample.tokens import SamplingParams
+from retort.store import Run, sample_seed
+
+TEXTS = [f"Ada has {i} apples and Ben has {2 * i} more. The final answer is {3 * i}." for i in "12"]
+Row = dict[str, Any]
+
+
+@pytest.fixture
+def make_model(tmp_path: Path, make_decoder: Callable[..., Decoder]) -> Callable[..., Path]:
+    """A checkpoint folder with random weights and a tokenizer; one seed, one model."""
+
+    def make(name: str = "tiny", layers: str = "am", seed: int = 0, **changes: Any) -> Path:
+        torch.manual_seed(seed)
+        tokenizer = train_tokenizer(TEXTS, 300)
+        # Every eighth token ends a completion, so that some of them end early.
+        settings = {"vocab_size": len(tokenizer), "eos_token_ids": tuple(range(0, 260, 8))}
+        decoder = make_decoder(layers, **settings | changes)
+        retort.save(decoder, tmp_path / name, tokenizer)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def settings(tmp_path: Path, make_model: Callable[..., Path]) -> list[str]:
+    """A recipe: 4 problems, 3 samples each, at most 10 tokens."""
+    return [
+        f"out={tmp_path / 'run'}",
+        f"model={make_model()}",
+        "problems.kind=arithmetic",
+        "problems.count=4",
+        "problems.difficulty=[1, 2]",
+        "prompt='Q: {question}'",
+        "sampling.n=3",
+        "sampling.max_tokens=10",
+        "slots=5",
+    ]
+
+
+def recipe(settings: Sequence[str], *changes: str) -> SampleRecipe:
+    return load(SampleRecipe, [*settings, *changes])
+
+
+def rows(folder: Path) -> dict[tuple[str, int], Row]:
+    """Completions by key; each key once."""
+    table = Run.open(folder).completions.read().to_pylist()
+    by_key = {(row["problem_id"], row["sample_idx"]): row for row in table}
+    assert len(by_key) == len(table)
+    return by_key
+
+
+def said(folder: Path) -> dict[tuple[str, int], tuple[str, int, str]]:
+    """What was sampled, without when and with what."""
+    return {
+        key: (row["text"], row["token_count"], row["finish_reason"])
+        for key, row in rows(folder).items()
+    }
+
+
+def parts(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of every table file; run.json and .lock are written by each command."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("part-*")
+    }
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(message: str, recipe: SampleRecipe) -> None:
+    """Sampling is refused for this reason, and leaves the folder as it was."""
+    before = content(recipe.out)
+    with pytest.raises(ValueError, match=message):
+        sample(recipe)
+    after = content(recipe.out)
+    lock = str(recipe.out / ".lock")  # names the last process that looked
+    assert {**before, lock: b""} == {**after, lock: b""}
+
+
+# What a run holds
+
+
+def test_rows_are_what_the_engine_samples(settings: list[str]) -> None:
+    asked = recipe(settings, "sampling.temperature=0.9", "sampling.top_p=0.9", "sampling.seed=3")
+    folder = sample(asked)
+    assert folder == asked.out
+    found, problems = rows(folder), load_problems(asked.problems)
+    assert found.keys() == {(problem.id, j) for problem in problems for j in range(3)}
+    # The same by hand: the recipe's prompt, the keys' seeds, the checkpoint's weights and tokens.
+    tokenizer = load_tokenizer(asked.model)
+    prompts = [prompt_ids(tokenizer, ask(asked.prompt, problem.question)) for problem in problems]
+    requests = [
+        Request(prompt, [sample_seed(3, problem.id, j) for j in range(3)])
+        for problem, prompt in zip(problems, prompts, strict=True)
+    ]
+    params = SamplingParams(max_tokens=10, temperature=0.9, top_p=0.9)
+    for done in Engine(retort.load(asked.model), slots=1).stream(requests, params):
+        row = found[problems[done.request].id, done.sample]
+        completion = done.completion
+        assert row["text"] == tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        assert row["token_count"] == len(completion.token_ids)
+        assert row["finish_reason"] == completion.finish_reason
+        assert row["prompt_tokens"] == len(prompts[done.request])
+        assert row["seed"] == requests[done.request].seeds[done.sample]
+        assert row["logprob"] == pytest.approx(completion.logprob, abs=1e-4)
+        assert row["started"] <= row["ended"]
+    assert {row["finish_reason"] for row in found.values()} == {"stop", "length"}
+
+
+def test_problems_are_kept_with_their_answers(settings: list[str]) -> None:
+    asked = recipe(settings)
+    kept = Run.open(sample(asked)).problems.read().to_pylist()
+    assert kept == [
+        {"problem_id": each.id, "question": each.question, "answer": each.answer}
+        for each in load_problems(asked.problems)
+    ]
+
+
+def test_manifest_tells_what_the_run_is(settings: list[str]) -> None:
+    asked = recipe(settings)
+    manifest = Run.open(sample(asked)).manifest
+    assert SampleRecipe(**manifest["recipe"]) == asked
+    assert manifest["name"] == "tiny"
+    assert manifest["n"] == 3
+    assert manifest["model"]["parameters"] == retort.load(manifest["model"]["folder"]).size
+    assert manifest["versions"]["retort"] == retort.__version__
+    assert manifest["identity"]["dtype"] == "float32"
+    named = Run.open(sample(recipe(settings, "name=student"))).manifest
+    assert named["name"] == "student"
+
+
+def test_timing_adds_up(settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "FLUSH_ROWS", 4)
+    run = Run.open(sample(recipe(settings)))
+    table, found = run.timing.read().to_pylist(), rows(run.folder).values()
+    assert len(table) == len(run.completions.part_files()) == 3
+    assert sum(row["decode_tokens"] for row in table) == sum(row["token_count"] for row in found)
+    prompts = {row["problem_id"]: row["prompt_tokens"] for row in found}
+    assert sum(row["prefill_tokens"] for row in table) == sum(prompts.values())
+    assert all(row["slots"] == 5 for row in table)
+    # Seconds of the engine are part of the seconds that passed.
+    passed = max(row["ended"] for row in found) - min(row["started"] for row in found)
+    assert 0 < sum(row["decode_seconds"] for row in table) <= passed + 0.1
+    assert sum(row["prefill_seconds"] for row in table) > 0
+    assert [row["batch"] for row in found] == sorted(row["batch"] for row in found)
+    assert {row["batch"] for row in found} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("flush", [1, 2, 100])
+def test_portions_smaller_than_a_step(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch, flush: int
+) -> None:
+    # All completions end in the same steps, some of them behind the border of a portion: nothing is
+    # left to time for these.
+    monkeypatch.setattr(runs, "FLUSH_ROWS", flush)
+    folder = sample(recipe(settings, "sampling.max_tokens=1", "slots=64"))
+    assert len(rows(folder)) == 12
+    timing = Run.open(folder).timing.read().to_pylist()
+    assert sum(row["decode_tokens"] for row in timing) == 12
+
+
+def test_slow_sampling_is_written_by_the_clock(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "FLUSH_SECONDS", 0.0)
+    assert len(Run.open(sample(recipe(settings))).completions.part_files()) == 12
+
+
+# Going on
+
+
+def test_the_second_time_nothing_is_done(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe(settings)
+    before, manifest = parts(sample(asked)), Run.open(asked.out).manifest
+    monkeypatch.delattr(Engine, "stream")  # nothing is sampled
+    assert parts(sample(asked)) == before
+    assert Run.open(asked.out).manifest == manifest
+
+
+def test_larger_n_adds_what_is_missing(settings: list[str]) -> None:
+    old = parts(sample(recipe(settings)))
+    old_rows = rows(recipe(settings).out)
+    folder = sample(recipe(settings, "sampling.n=5"))
+    assert len(rows(folder)) == 4 * 5
+    assert {key: row for key, row in rows(folder).items() if key[1] < 3} == old_rows
+    assert old.items() <= parts(folder).items()
+    assert said(folder) == said(sample(recipe(settings, "sampling.n=5", f"out={folder}-new")))
+
+
+def test_smaller_n_takes_nothing_away(settings: list[str]) -> None:
+    before = parts(sample(recipe(settings)))
+    folder = sample(recipe(settings, "sampling.n=2"))
+    assert parts(folder) == before
+    assert Run.open(folder).manifest["n"] == 2
+
+
+def test_more_problems_extend(settings: list[str]) -> None:
+    old = parts(sample(recipe(settings)))
+    folder = sample(recipe(settings, "problems.count=6"))
+    assert len(rows(folder)) == 6 * 3
+    assert Run.open(folder).problems.read().num_rows == 6
+    assert old.items() <= parts(folder).items()
+    both = sample(recipe(settings, "problems.count=6", f"out={folder}-new"))
+    assert said(folder) == said(both)
+
+
+def test_slots_may_change_on_the_way(settings: list[str]) -> None:
+    folder = sample(recipe(settings, "sampling.n=1", "slots=1"))
+    sample(recipe(settings, "slots=64"))
+    assert said(folder) == said(sample(recipe(settings, f"out={folder}-new")))
+
+
+def test_rows_that_are_lost_are_made_again(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "FLUSH_ROWS", 5)
+    folder = sample(recipe(settings))
+    expected = said(folder)
+    Run.open(folder).completions.part_files()[1].unlink()
+    assert len(rows(folder)) == 7
+    sample(recipe(settings))
+    assert said(folder) == expected
+
+
+def test_an_interruption_keeps_what_is_finished(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = Engine.stream
+
+    def interrupted(self: Engine, *asked: Any) -> Iterator[Finished]:
+        for number, done in enumerate(stream(self, *asked)):
+            if number == 7:
+                raise KeyboardInterrupt
+            yield done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "FLUSH_ROWS", 5)
+        patch.setattr(Engine, "stream", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sample(recipe(settings))
+    asked = recipe(settings)
+    before = parts(asked.out)
+    assert len(rows(asked.out)) == 7
+    sample(asked)
+    assert before.items() <= parts(asked.out).items()
+    assert said(asked.out) == said(sample(recipe(settings, f"out={asked.out}-new")))
+
+
+# Runs `retort sample` with small portions, and is killed once it has finished 8 completions.
+KILLED = """
+import os, signal, sys
+from retort import cli
+from retort.sample import run
+from retort.sample.engine import Engine
+
+run.FLUSH_ROWS = 3
+stream = Engine.stream
+
+def killed(self, *asked):
+    for number, done in enumerate(stream(self, *asked), start=1):
+        yield done
+        if number == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+Engine.stream = killed
+cli.main()
+"""
+
+
+def test_a_killed_run_goes_on_where_it_was(settings: list[str]) -> None:
+    command = [sys.executable, "-c", KILLED, "sample", *settings]
+    killed = subprocess.run(command, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    asked = recipe(settings)
+    before = parts(asked.out)
+    assert len(rows(asked.out)) == 6
+    sample(asked)
+    assert before.items() <= parts(asked.out).items()
+    # Exactly the samples of a run that nobody stopped.
+    assert said(asked.out) == said(sample(recipe(settings, f"out={asked.out}-new")))
+
+
+def test_force_starts_over(settings: list[str]) -> None:
+    folder = sample(recipe(settings))
+    first = said(folder)
+    sample(recipe(settings, "sampling.seed=1", "force=true"))
+    assert said(folder).keys() == first.keys()
+    assert said(folder) != first
+    assert "force" not in Run.open(folder).manifest["recipe"]
+    sample(recipe(settings, "sampling.seed=1"))  # which is now what the folder holds
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("sampling.temperature=0.7", "sampling.temperature was 0.8, is now 0.7"),
+        ("sampling.max_tokens=11", "sampling.max_tokens was 10, is now 11"),
+        ("sampling.seed=1", "sampling.seed was 0, is now 1"),
+        ("prompt='A: {question}'", 'prompt was "Q: {question}", is now "A: {question}"'),
+        ("problems.seed=1", "problems.seed was 0, is now 1"),
+        ("dtype=bfloat16", 'dtype was "float32", is now "bfloat16"'),
+    ],
+)
+def test_another_run_is_refused(settings: list[str], change: str, named: str) -> None:
+    sample(recipe(settings))
+    refused(f"holds another run: {re.escape(named)}", recipe(settings, change))
+
+
+def test_another_model_is_refused(settings: list[str], make_model: Callable[..., Path]) -> None:
+    sample(recipe(settings))
+    other = make_model("other", seed=1)
+    refused("holds another run: model was .* is now", recipe(settings, f"model={other}"))
+
+
+def test_the_same_model_may_have_moved(settings: list[str], tmp_path: Path) -> None:
+    before = parts(sample(recipe(settings)))
+    (tmp_path / "tiny").rename(tmp_path / "moved")
+    assert parts(sample(recipe(settings, f"model={tmp_path / 'moved'}"))) == before
+
+
+def test_prompt_and_answer_must_fit_the_positions(
+    settings: list[str], make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    short = make_model("short", max_position=200)
+    longest = max(row["prompt_tokens"] for row in rows(sample(recipe(settings))).values())
+    assert longest < 200
+    fits = [f"model={short}", f"out={tmp_path / 'fits'}"]
+    message = f"sampling.max_tokens = {201 - longest}: .* at most {200 - longest} fit"
+    asked = recipe(settings, *fits, f"sampling.max_tokens={201 - longest}")
+    with pytest.raises(ValueError, match=message):
+        sample(asked)
+    assert not asked.out.exists()
+    sample(recipe(settings, *fits, f"sampling.max_tokens={200 - longest}"))
+
+
+def test_without_attention_no_position_is_too_far(
+    settings: list[str], make_model: Callable[..., Path]
+) -> None:
+    pure = make_model("pure", layers="mm", max_position=16)
+    assert len(rows(sample(recipe(settings, f"model={pure}")))) == 12
+
+
+def test_a_device_that_is_not_there_is_refused(settings: list[str]) -> None:
+    for dtype in ("null", "float32"):
+        with pytest.raises(ValueError, match="device 'abacus'"):
+            sample(recipe(settings, "device=abacus", f"dtype={dtype}"))
+
+
+# Problems from a file
+
+
+@pytest.fixture
+def jsonl(settings: list[str], tmp_path: Path) -> Callable[..., SampleRecipe]:
+    """A recipe with these rows in its file of problems."""
+
+    def make(*problems: Row) -> SampleRecipe:
+        path = tmp_path / "problems.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in problems))
+        kept = [each for each in settings if not each.startswith("problems.")]
+        return recipe(kept, "problems.kind=jsonl", f"problems.path={path}")
+
+    return make
+
+
+def test_row_without_an_answer_is_named(jsonl: Callable[..., SampleRecipe]) -> None:
+    asked = jsonl({"question": "1 + 1?", "answer": "2"}, {"question": "1 + 2?"})
+    with pytest.raises(ValueError, match=r"problems\.jsonl:2: no 'answer' in this row"):
+        sample(asked)
+    assert not asked.out.exists()
+
+
+def test_problem_that_reads_differently_is_refused(jsonl: Callable[..., SampleRecipe]) -> None:
+    first = {"id": "a", "question": "1 + 1?", "answer": "2"}
+    second = {"id": "b", "question": "1 + 2?", "answer": "3"}
+    sample(jsonl(first, second))
+    refused("problem b: its text differs", jsonl(first, second | {"question": "1 + 3?"}))
+    refused("problem b: its text differs", jsonl(first, second | {"answer": "4"}))
+    refused("problem b: its text differs", jsonl({**first, "id": "c"}, {**first, "id": "b"}))
+
+
+def test_problem_that_is_added_to_the_file_is_sampled(jsonl: Callable[..., SampleRecipe]) -> None:
+    first = {"id": "a", "question": "1 + 1?", "answer": "2"}
+    before = parts(sample(jsonl(first)))
+    folder = sample(jsonl({"id": "b", "question": "1 + 2?", "answer": "3"}, first))
+    assert before.items() <= parts(folder).items()
+    assert rows(folder).keys() == {(name, j) for name in "ab" for j in range(3)}
