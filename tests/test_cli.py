@@ -123,6 +123,7 @@ def test_help_lists_the_commands(command: Command) -> None:
     assert re.findall(r"^│ (\w+)  +\w", done.out, re.MULTILINE) == list(COMMANDS)
 
 
+@pytest.mark.multiprocess
 def test_help_answers_at_once() -> None:
     def seconds() -> float:
         began = time.perf_counter()
@@ -133,6 +134,7 @@ def test_help_answers_at_once() -> None:
     assert statistics.median(seconds() for _ in range(3)) < 1.0
 
 
+@pytest.mark.multiprocess
 def test_help_imports_nothing_heavy() -> None:
     code = f"""
 import sys
@@ -154,6 +156,7 @@ print(*sys.modules, file=sys.stderr)
 # The whole path
 
 
+@pytest.mark.multiprocess
 def test_from_a_model_to_a_report(sources: list[str], tmp_path: Path) -> None:
     # In processes of their own, as a user runs them, with stdout piped to another program.
     sampled = process("sample", *sources, "--json")
@@ -291,6 +294,7 @@ def test_misspelt_key_of_a_distillation(command: Command) -> None:
     )
 
 
+@pytest.mark.multiprocess
 def test_mistake_in_a_process_of_its_own(sources: list[str]) -> None:
     refused(process("sample", *sources, "sampling.temperatur=1"), "did you mean 'temperature'?")
 

@@ -383,7 +383,16 @@ def _read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values")
-    return values
+    return {key: _unshared(value) for key, value in values.items()}
+
+
+def _unshared(value: Any) -> Any:
+    """A copy of its own for each of YAML's aliases, so that one can be set without the others."""
+    if isinstance(value, dict):
+        return {key: _unshared(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_unshared(each) for each in value]
+    return value
 
 
 def _merge(base: Any, over: Any) -> Any:

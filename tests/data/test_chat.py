@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from retort.data.chat import (
@@ -22,7 +23,9 @@ TEXTS = ["Ada has 12 apples. Ben has 30 more apples than Ada.", "That is 12 + 30
 
 # The shape of Llama 3's template: a system turn with a date, headers, trimmed contents.
 LLAMA = (
-    "{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
+    "{%- if not date_string is defined %}"
+    "{%- set date_string = strftime_now('%d %b %Y') %}"
+    "{%- endif %}"
     "<|system|>Today Date: {{ date_string }}<|end|>"
     "{%- for message in messages %}"
     "<|{{ message['role'] }}|>\n\n{{ message['content'] | trim }}<|end|>"
@@ -61,7 +64,9 @@ def test_digits_are_single_tokens() -> None:
     """Even if the same number is all there is to learn from."""
     tokenizer = train_tokenizer(["12 34 1234", " 12=12"] * 50, 400)
     assert tokenizer.tokenize("12 123") == ["1", "2", "Ġ", "1", "2", "3"]
-    with_digits = [token for token in tokenizer.get_vocab() if any(c in "0123456789" for c in token)]
+    with_digits = [
+        token for token in tokenizer.get_vocab() if any(c in "0123456789" for c in token)
+    ]
     assert sorted(with_digits) == list("0123456789")
 
 
@@ -118,14 +123,17 @@ def test_our_template_word_for_word(tokenizer: PreTrainedTokenizerFast) -> None:
 def test_the_date_is_pinned(tokenizer: PreTrainedTokenizerFast) -> None:
     """A template that writes today's date would give another prompt every day."""
     tokenizer.chat_template = LLAMA
-    text = tokenizer.decode(prompt_ids(tokenizer, "1+1?"))
+    text = str(tokenizer.decode(prompt_ids(tokenizer, "1+1?")))
     assert text.startswith(f"<|system|>Today Date: {PINNED_DATE}<|end|><|user|>\n\n1+1?<|end|>")
 
 
-def test_nothing_is_added_to_what_the_template_writes(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_nothing_is_added_to_what_the_template_writes() -> None:
     """Many tokenizers begin every text with a token that their template writes as well."""
+    tokenizer = train_tokenizer(TEXTS, 300)
+    begin = TemplateProcessing(single="<|pad|> $A", special_tokens=[("<|pad|>", 0)])
+    tokenizer.backend_tokenizer.post_processor = begin
+    assert tokenizer.encode("1+1?")[0] == tokenizer.pad_token_id
     tokenizer.chat_template = "<|pad|>" + ORIGINAL
-    tokenizer.add_bos_token = True
     assert prompt_ids(tokenizer, "1+1?").count(tokenizer.pad_token_id) == 1
 
 

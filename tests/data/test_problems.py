@@ -1,6 +1,7 @@
 """Problems from every source, subsets that grow, and what is wrong with a file."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_repeated_ids_become_distinct(
 def test_a_larger_count_only_adds_problems(tmp_path: Path) -> None:
     spec = numbered(tmp_path / "a.jsonl", 20)
     subsets = [problems.load(spec.model_copy(update={"count": n, "seed": 3})) for n in range(1, 21)]
-    for small, large in zip(subsets, subsets[1:], strict=False):
+    for small, large in pairwise(subsets):
         assert large[: len(small)] == small
     assert len(subsets[-1]) == 20
     whole = problems.load(spec)

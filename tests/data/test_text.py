@@ -1,7 +1,7 @@
 """Packed rows: every token once, documents apart, masks with their labels, and exact resumption."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from retort.data import arithmetic
@@ -111,9 +110,7 @@ def test_masks_are_shifted_with_the_labels(lengths: tuple[int, ...], length: int
 
 @settings(max_examples=40, deadline=None)
 @given(lengths=mixtures, done=st.integers(0, 4), long=st.booleans())
-def test_resumed_packing_goes_on_alike(
-    lengths: tuple[int, ...], done: int, long: bool
-) -> None:
+def test_resumed_packing_goes_on_alike(lengths: tuple[int, ...], done: int, long: bool) -> None:
     """From the cursor, the queue and the count alone, as they come back from JSON."""
     source = Fake((*lengths, -30) if long else lengths)  # -30: longer than a row, skipped
     first = Packer(source, 16)
@@ -184,7 +181,9 @@ def test_every_pass_is_a_permutation(count: int, seed: int) -> None:
 
 
 def test_passes_and_seeds_differ() -> None:
-    orders = {tuple(shuffled(20, seed, p * 20 + i) for i in range(20)) for seed in (0, 1) for p in (0, 1)}
+    orders = {
+        tuple(shuffled(20, seed, p * 20 + i) for i in range(20)) for seed in (0, 1) for p in (0, 1)
+    }
     assert len(orders) == 4
 
 
@@ -208,7 +207,9 @@ def decoded(tokenizer: PreTrainedTokenizerFast, document: Document | None) -> st
     return text
 
 
-def test_arithmetic_source_has_the_examples_of_its_split(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_arithmetic_source_has_the_examples_of_its_split(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     spec = Arithmetic(kind="arithmetic", split="train", seed=3, difficulty=(1, 2))
     data = Worked(kind="worked", problems=spec, prompt="Q: {question}")
     source = open_source(data, tokenizer, seed=99)  # the problems have a seed of their own

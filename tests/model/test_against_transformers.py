@@ -37,7 +37,7 @@ LLAMA3_ROPE = {
 }
 
 
-def llama(**changes: Any) -> PreTrainedModel:
+def llama(**changes: Any) -> LlamaForCausalLM:
     """A tiny Llama, all weights random."""
     settings: dict[str, Any] = {
         "vocab_size": 61,
@@ -57,7 +57,7 @@ def llama(**changes: Any) -> PreTrainedModel:
     return model.eval()
 
 
-def granite(**changes: Any) -> PreTrainedModel:
+def granite(**changes: Any) -> GraniteMoeHybridForCausalLM:
     """A tiny GraniteMoeHybrid of the kind that a student is saved as."""
     settings: dict[str, Any] = {
         "vocab_size": 61,
@@ -131,7 +131,9 @@ def test_sharded_folder(tmp_path: Path) -> None:
 
 def test_half_precision_folder(tmp_path: Path) -> None:
     """Read as it is stored, or as float32: then the numbers are those of the rounded weights."""
-    llama().to(torch.bfloat16).save_pretrained(tmp_path)
+    rounded = llama()
+    rounded.bfloat16()
+    rounded.save_pretrained(tmp_path)
     assert retort.load(tmp_path).lm_head.weight.dtype == torch.bfloat16
     ours = retort.load(tmp_path, dtype=torch.float32)
     assert {tensor.dtype for tensor in ours.state_dict().values()} == {torch.float32}
@@ -170,7 +172,7 @@ def test_granite_folder(tmp_path: Path, groups: int, tied: bool) -> None:
 
 def test_generate_equals_ours(tmp_path: Path) -> None:
     """Greedy generation by transformers, with its own cache, and ours step by step."""
-    theirs = llama(eos_token_id=None, pad_token_id=0)
+    theirs: Any = llama(eos_token_id=None, pad_token_id=0)
     theirs.save_pretrained(tmp_path)
     ours, prompt_BT = retort.load(tmp_path), tokens()[:, :5]
     wanted = theirs.generate(prompt_BT, max_new_tokens=8, do_sample=False)
@@ -196,7 +198,7 @@ def test_attention_only_is_saved_as_llama(
     )
     retort.save(ours, tmp_path / "out")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert type(theirs) is LlamaForCausalLM
+    assert isinstance(theirs, LlamaForCausalLM)
     assert_same_logits(ours, theirs, atol=1e-5)
 
 
@@ -216,7 +218,7 @@ def test_students_are_saved_as_granite(
     )
     retort.save(ours, tmp_path / "out")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert type(theirs) is GraniteMoeHybridForCausalLM
+    assert isinstance(theirs, GraniteMoeHybridForCausalLM)
     assert_same_logits(ours, theirs, atol=1e-4)
     again = retort.load(tmp_path / "out")
     assert again.config == ours.config

@@ -121,7 +121,7 @@ def test_mistakes(make_decoder: MakeDecoder) -> None:
     with pytest.raises(ValueError, match="the teacher has no attention in layer 1"):
         transplant(make_decoder("am"), [ATTENTION, ATTENTION])
     half = transplant(teacher, [LINEAR, ATTENTION])
-    with pytest.raises(ValueError, match="linear layers have other mixers .* state_size"):
+    with pytest.raises(ValueError, match=r"linear layers have other mixers .* state_size"):
         transplant(half, [LINEAR, LINEAR], state_size=16)
 
 

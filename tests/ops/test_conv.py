@@ -80,9 +80,7 @@ def test_last_inputs_of_rows_of_different_lengths(with_state: bool) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    taps=st.integers(2, 4), lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4)
-)
+@given(taps=st.integers(2, 4), lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4))
 def test_packed_documents_equal_separate_ones(taps: int, lengths: list[int]) -> None:
     """Documents may be shorter than the filter; a starting state belongs to the first."""
     weight_EK, bias_E = weights(taps)

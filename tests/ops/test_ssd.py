@@ -84,7 +84,9 @@ def test_mixing_matrix_is_the_formula() -> None:
         for t in range(5):
             for s in range(5):
                 decay = x.log_decay[1, s + 1 : t + 1, h].sum().exp()
-                wanted = (x.c[1, t, group] @ x.b[1, s, group]) * decay if s <= t else torch.zeros(())
+                wanted = (
+                    (x.c[1, t, group] @ x.b[1, s, group]) * decay if s <= t else torch.zeros(())
+                )
                 torch.testing.assert_close(matrix_BHTS[1, h, t, s], wanted)
 
 
@@ -181,9 +183,7 @@ def separately(x: Inputs, lengths: list[int]) -> tuple[Tensor, Tensor]:
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    chunk=st.integers(1, 9), lengths=st.lists(st.integers(1, 12), min_size=1, max_size=5)
-)
+@given(chunk=st.integers(1, 9), lengths=st.lists(st.integers(1, 12), min_size=1, max_size=5))
 def test_packed_documents_equal_separate_ones(chunk: int, lengths: list[int]) -> None:
     x = inputs(sum(lengths), batch=1)
     y, last = ssd.scan_chunked(*x, documents(lengths, 1), chunk)

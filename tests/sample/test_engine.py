@@ -294,6 +294,16 @@ def test_each_prompt_is_read_once(decoder: Decoder, slots: int) -> None:
     assert engine.timing.prefill_tokens == sum(len(prompt) for prompt in prompts)
 
 
+def test_prompts_wait_unread_until_there_is_room(hybrid: Decoder) -> None:
+    # A prompt that has been read occupies memory: two slots hold two completions of one prompt, or
+    # one each of two prompts.
+    prompts, params = [[i, i + 1] for i in range(6)], SamplingParams(max_tokens=3)
+    for n, at_once in ((1, 2), (2, 1), (3, 1)):
+        calls = Calls(hybrid)
+        Engine(hybrid, 2).generate(prompts, replace(params, n=n, stop_token_ids=()))
+        assert {rows for rows, _ in calls.prefills} == {at_once}
+
+
 def test_prefill_keeps_within_its_bounds(
     hybrid: Decoder, requests: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:

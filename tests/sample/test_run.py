@@ -131,6 +131,15 @@ def test_rows_are_what_the_engine_samples(settings: list[str]) -> None:
     assert {row["finish_reason"] for row in found.values()} == {"stop", "length"}
 
 
+def test_special_tokens_are_no_text(settings: list[str], make_model: Callable[..., Path]) -> None:
+    # The tokenizer's first four tokens are its markers, such as <|end|>.
+    model = make_model("marked", eos_token_ids=(0, 1, 2, 3))
+    found = rows(sample(recipe(settings, f"model={model}", "sampling.n=40"))).values()
+    stopped = [row["text"] for row in found if row["finish_reason"] == "stop"]
+    assert stopped
+    assert not any("<|" in text for text in stopped)
+
+
 def test_problems_are_kept_with_their_answers(settings: list[str]) -> None:
     asked = recipe(settings)
     kept = Run.open(sample(asked)).problems.read().to_pylist()
@@ -293,6 +302,7 @@ cli.main()
 """
 
 
+@pytest.mark.multiprocess
 def test_a_killed_run_goes_on_where_it_was(settings: list[str]) -> None:
     command = [sys.executable, "-c", KILLED, "sample", *settings]
     killed = subprocess.run(command, capture_output=True)

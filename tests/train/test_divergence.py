@@ -131,7 +131,8 @@ def test_no_tokens_no_loss(direction: Direction) -> None:
 
 def test_half_precision_models_are_compared_in_full() -> None:
     student, teacher = Model(), Model()
-    tensors = [student.h_MD, student.head_VD, teacher.h_MD, teacher.head_VD]
-    loss = divergence_sum(*(tensor.bfloat16() for tensor in tensors))
+    full = student.h_MD, student.head_VD, teacher.h_MD, teacher.head_VD
+    a, b, c, d = (tensor.bfloat16() for tensor in full)
+    loss = divergence_sum(a, b, c, d)
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(divergence_sum(*tensors).item(), rel=0.02)
+    assert loss.item() == pytest.approx(divergence_sum(*full).item(), rel=0.02)

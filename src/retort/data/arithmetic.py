@@ -1,6 +1,6 @@
 """Procedural word problems with chain-of-thought solutions: endless, checkable, and of any length.
 
-A problem names a chain of quantities, each derived from earlier ones, and asks for the last.
+A problem lists quantities, each derived from earlier ones, and asks for the last of them.
 Its solution derives them one by one in the paper's format: steps separated by blank lines and
 a closing "The final answer is N". The number of derived quantities is the difficulty.
 """
@@ -74,8 +74,8 @@ def make(rng: random.Random, difficulty: tuple[int, int]) -> Example:
     for name in names[1:]:
         chain.append(_derived(rng, name, item, chain))
     last = chain[-1]
-    statements = " ".join(quantity.statement for quantity in chain)
-    workings = "\n\n".join(quantity.working for quantity in chain)
+    statements = " ".join(f"{i}. {quantity.statement}" for i, quantity in enumerate(chain, 1))
+    workings = "\n\n".join(f"{i}. {quantity.working}" for i, quantity in enumerate(chain, 1))
     return Example(
         question=f"{statements} How many {item} does {last.name} have?",
         answer=str(last.value),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from retort.model.attention import Attention
 from retort.model.config import ATTENTION, LINEAR, DecoderConfig, LayerType, Mamba2Config
@@ -30,11 +31,13 @@ def transplant(
     """A student with the teacher's MLPs, norms, embeddings and kept attention layers.
 
     Layers that become `linear_attention` get a mixer with the geometry of the attention they
-    replace (as many heads and groups as query heads, P = head_dim) and start from its weights;
-    what attention has no counterpart for (gate, convolution, decay, dt, states beyond head_dim)
-    starts fresh, drawn from torch's global generator. Raises ValueError for a wrong number of
-    layers, a linear layer of the teacher asked to become attention, an unknown mixer, a state
-    smaller than head_dim, or linear layers of the teacher whose mixers have another geometry.
+    replace (as many heads and groups as query heads, P = head_dim) and start from its weights. The
+    convolution starts as the identity; what attention has no counterpart for (gate, decay, dt,
+    states beyond head_dim) is drawn from torch's global generator.
+
+    Raises ValueError for a wrong number of layers, a linear layer of the teacher asked to become
+    attention, an unknown mixer, a state smaller than head_dim, or linear layers of the teacher
+    whose mixers have another geometry.
     """
     config = teacher.config
     if mixer != "mamba2":
@@ -118,7 +121,16 @@ def _start_mamba2(mixer: Mamba2, attention: Attention) -> None:
     queries = attention.q_proj.weight
     _first_states(c, config)[:] = queries.unflatten(0, (config.groups, split))
     mixer.out_proj.weight.copy_(attention.o_proj.weight)
+    _pass_through(mixer.conv1d)
     mixer.reset_parameters()
+
+
+def _pass_through(conv: nn.Conv1d) -> None:
+    """Attention looks at single tokens, so the convolution starts by handing on the current one."""
+    assert conv.bias is not None
+    conv.bias.zero_()
+    conv.weight.zero_()
+    conv.weight[:, :, -1] = 1
 
 
 def _repeat_heads(weight: torch.Tensor, head_dim: int, repeats: int) -> torch.Tensor:
