@@ -126,6 +126,11 @@ def test_numbers_as_people_write_them(tmp_path: Path, text: str, value: float) -
     assert tokens.stages[0].tokens == 300_000_000
 
 
+def test_negative_numbers_are_numbers(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"seed: .* not -1000"):
+        recipe.load(DistillRecipe, [write(tmp_path / "a.yaml", DISTILL), "seed=-1e3"])
+
+
 @pytest.mark.parametrize("text", ["e8", "1e", "0x1e3", "1e-3x", "-e1"])
 def test_words_that_look_like_numbers_stay_words(tmp_path: Path, text: str) -> None:
     path = write(tmp_path / "a.yaml", SAMPLE)

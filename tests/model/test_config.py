@@ -78,6 +78,7 @@ def test_both_spellings_of_rope_are_written() -> None:
     ("changes", "message"),
     [
         ({"kv_heads": 3}, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
+        ({"head_dim": 9}, "head_dim 9 is odd, and RoPE turns pairs of channels"),
         ({"layer_types": (ATTENTION, "mamba")}, r"layer_types: unknown \['mamba'\]"),
         ({"layer_types": (ATTENTION, LINEAR)}, "no mixer settings"),
         ({"mixer": replace(MIXER, groups=3)}, "4 heads do not divide into groups"),

@@ -148,17 +148,6 @@ def test_a_run_learns_and_transformers_reads_what_it_leaves(tmp_path: Path) -> N
     torch.testing.assert_close(retort.load(out)(ids_BT), wanted, rtol=0, atol=1e-5)
 
 
-def test_plain_text_will_do(tmp_path: Path) -> None:
-    """Every token is learnt, and texts longer than a row go on in the next."""
-    path = tmp_path / "texts.jsonl"
-    texts = [f"Text number {i} says little, but says it twice. " * 2 for i in range(20)]
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    data = {"kind": "text", "path": path}
-    out = loop.distill(fresh(tmp_path / "student", stage(data=data, length=64, tokens=4 * 128)))
-    assert len(metrics(out)) == 4
-    assert load_tokenizer(out).tokenize("Text number") == ["Text", "Ġnumber"]
-
-
 def test_what_is_recorded_of_a_step(teacher: Path) -> None:
     first, _, last = read_metrics(loop.work_folder(teacher) / "metrics.jsonl")
     assert (first["step"], first["stage"], first["tokens"]) == (1, "supervised", 576)
@@ -249,6 +238,25 @@ def test_a_signal_saves_and_ends(
     assert states[-1].name == f"step-{step:09d}"
     assert not wanted.out.exists()
     assert_same_run(loop.distill(wanted), undisturbed)
+
+
+def test_text_is_shuffled_alike_after_a_stop(
+    tmp_path: Path, on_step: Callable[[int, Callable[[], object]], None]
+) -> None:
+    """Plain text, every token of it learnt; texts longer than a row go on in the next."""
+    path = tmp_path / "texts.jsonl"
+    texts = [f"Text number {i} says little, but says it twice. " * 2 for i in range(20)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    stages = stage(data={"kind": "text", "path": path}, length=64, tokens=6 * 128)
+    undisturbed, out = (tmp_path / name for name in ("undisturbed", "stopped"))
+    loop.distill(fresh(undisturbed, stages))
+    on_step(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        loop.distill(fresh(out, stages))
+    loop.distill(fresh(out, stages))
+    assert metrics(out) == metrics(undisturbed)
+    assert contents(out) == contents(undisturbed)
+    assert load_tokenizer(out).tokenize("Text number") == ["Text", "Ġnumber"]
 
 
 KILLED = """

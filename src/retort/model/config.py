@@ -71,6 +71,8 @@ class DecoderConfig:
                 f"num_attention_heads {self.heads} is no multiple of "
                 f"num_key_value_heads {self.kv_heads}"
             )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd, and RoPE turns pairs of channels")
         unknown = set(self.layer_types) - {ATTENTION, LINEAR}
         if unknown:
             raise ValueError(f"layer_types: unknown {sorted(unknown)}; use {ATTENTION}, {LINEAR}")

@@ -1,0 +1,97 @@
+"""The README's commands work as they are printed, on a user's own folders and files."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+import retort
+from retort.data import arithmetic
+from retort.data.chat import train_tokenizer
+
+README = Path(__file__).parents[1] / "README.md"
+
+# What a command printed for a real model would spend hours on, a test's tiny one need not.
+SMALLER = {
+    "distill": ["stages.0.tokens=600", "stages.0.rows=1", "stages.0.micro_rows=1"]
+    + ["stages.1.tokens=600", "stages.1.rows=1", "stages.1.micro_rows=1"]
+    + ["stages.0.length=300", "stages.1.length=300"],
+    "sample": ["sampling.n=3", "sampling.max_tokens=8", "problems.count=2"],
+}
+
+
+def commands() -> list[list[str]]:
+    """The `retort` commands of the README's indented blocks, continued lines joined."""
+    text = README.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"^    (retort .*)$", text, flags=re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def python_block() -> str:
+    found = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+@pytest.fixture
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a Llama of four layers, training and test problems, and the recipes."""
+    examples = list(islice(arithmetic.examples("train", 0, (1, 2)), 40))
+    tokenizer = train_tokenizer((e.question + e.solution for e in examples), 400)
+    config = retort.DecoderConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        layer_types=("full_attention",) * 4,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        eos_token_ids=(1,),
+    )
+    torch.manual_seed(0)
+    teacher = retort.Decoder(config)
+    teacher.reset_parameters()
+    retort.save(teacher, tmp_path / "models" / "my-llama", tokenizer)
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [vars(e) for e in examples]
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:30]))
+    (data / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[30:]))
+    (tmp_path / "recipes").symlink_to(README.parent / "recipes")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.multiprocess
+def test_the_commands_run_as_printed(user: Path) -> None:
+    assert len(commands()) >= 8
+    for command in commands():
+        small = SMALLER.get(command[1], [])
+        process = subprocess.run(
+            [sys.executable, "-m", *command, *small],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert process.returncode == 0, (command, process.stderr)
+    for report in ("first-report", "report"):
+        made = {path.name for path in (user / "runs" / report).iterdir()}
+        assert {"report.html", "coverage.png", "coverage.svg", "curves.json"} <= made
+    models = json.loads((user / "runs/report/curves.json").read_text())["models"]
+    assert [model["name"] for model in models] == ["my-llama", "my-hybrid"]
+
+
+@pytest.mark.usefixtures("user")
+def test_the_python_runs_as_printed() -> None:
+    names: dict[str, object] = {}
+    exec(python_block(), names)
+    completions = names["completions"]
+    assert isinstance(completions, list)
+    assert len(completions[0]) == 8
