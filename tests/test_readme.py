@@ -19,10 +19,9 @@ from retort.data.chat import train_tokenizer
 README = Path(__file__).parents[1] / "README.md"
 
 # What a command printed for a real model would spend hours on, a test's tiny one need not.
+STAGE = ("tokens=600", "rows=1", "micro_rows=1", "length=300")
 SMALLER = {
-    "distill": ["stages.0.tokens=600", "stages.0.rows=1", "stages.0.micro_rows=1"]
-    + ["stages.1.tokens=600", "stages.1.rows=1", "stages.1.micro_rows=1"]
-    + ["stages.0.length=300", "stages.1.length=300"],
+    "distill": [f"stages.{i}.{setting}" for i in (0, 1) for setting in STAGE],
     "sample": ["sampling.n=3", "sampling.max_tokens=8", "problems.count=2"],
 }
 

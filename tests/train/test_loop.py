@@ -187,7 +187,6 @@ def test_force_starts_over(tmp_path: Path, teacher: Path) -> None:
     assert [record["step"] for record in metrics(out)] == [1]
 
 
-@pytest.mark.xfail(reason="a finished run does not look whether its student is still there")
 def test_a_student_that_was_deleted_is_made_again(tmp_path: Path, teacher: Path) -> None:
     wanted = hybrid(tmp_path / "student", teacher, stage("supervised", 1))
     first = contents(loop.distill(wanted))
@@ -462,7 +461,7 @@ def test_gradients_are_clipped(make_decoder: MakeDecoder) -> None:
         ),
         (
             {"student": {"start": "transplant", "keep_attention": [0, 1]}},
-            "all layers are attention",
+            "no layer is replaced",
         ),
     ],
 )
@@ -504,5 +503,5 @@ def test_layer_wise_stages_need_layers_of_the_same_shape(
     weights.save(make_decoder("mam", vocab_size=300), tmp_path / "other", tokenizer)
     student = {"start": "folder", "folder": tmp_path / "other"}
     wanted = hybrid(tmp_path / "out", teacher, stage("hidden_states"), student=student)
-    with pytest.raises(ValueError, match="3 layers of width 32, but the teacher has 2 of 32"):
+    with pytest.raises(ValueError, match="layers is 3, but the teacher's is 2"):
         loop.distill(wanted)

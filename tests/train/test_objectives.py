@@ -107,7 +107,6 @@ def test_mixing_matrices_layer_by_layer(teacher: Decoder, student: Decoder, squa
     assert loss.sum.item() == pytest.approx(sum(parts.values()), rel=1e-4)
 
 
-@pytest.mark.xfail(reason="attention among padding is compared as well")
 def test_padding_does_not_count_in_mixing_matrices(teacher: Decoder, student: Decoder) -> None:
     """Attention among padding is nothing to imitate."""
     short = batch([[8]], length=8)

@@ -97,7 +97,8 @@ def _derived(rng: random.Random, name: str, item: str, chain: list[Quantity]) ->
         found = relation(rng, item, base, chain)
         if found is not None and LEAST <= found.value <= LARGEST:
             claim = f"{name} has {found.claim}"
-            working = f"{claim}. That is {found.working} = {found.value} {item}."
+            result = f"{found.working} = {found.value}. So {name} has {found.value} {item}."
+            working = f"{claim}. That is {result}"
             return Quantity(name, found.value, f"{claim}.", working)
     return _derived(rng, name, item, chain)
 

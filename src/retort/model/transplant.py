@@ -7,6 +7,7 @@ of the keys, C those of the queries, and the output projection stays.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -32,8 +33,8 @@ def transplant(
 
     Layers that become `linear_attention` get a mixer with the geometry of the attention they
     replace (as many heads and groups as query heads, P = head_dim) and start from its weights. The
-    convolution starts as the identity; what attention has no counterpart for (gate, decay, dt,
-    states beyond head_dim) is drawn from torch's global generator.
+    convolution starts as the identity and decays start slow; what attention has no counterpart for
+    (gate, decay, dt, states beyond head_dim) is drawn from torch's global generator.
 
     Raises ValueError for a wrong number of layers, a linear layer of the teacher asked to become
     attention, an unknown mixer, a state smaller than head_dim, or linear layers of the teacher
@@ -123,6 +124,8 @@ def _start_mamba2(mixer: Mamba2, attention: Attention) -> None:
     mixer.out_proj.weight.copy_(attention.o_proj.weight)
     _pass_through(mixer.conv1d)
     mixer.reset_parameters()
+    # Attention forgets nothing, so decays start slow: A = -U(1/16, 1), not Mamba's -U(1, 16).
+    mixer.A_log -= math.log(16)
 
 
 def _pass_through(conv: nn.Conv1d) -> None:

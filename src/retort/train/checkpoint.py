@@ -17,7 +17,10 @@ VALUES = "values.json"
 
 
 def save(root: Path, step: int, tensors: dict[str, Tensor], values: Any, keep: int) -> None:
-    """Writes the state of a global step aside and renames it, then drops all but `keep` states."""
+    """Writes the state of a global step aside and renames it, then drops all but `keep` states.
+
+    States of later steps go too: they are damaged ones that a resume has passed over.
+    """
     root.mkdir(parents=True, exist_ok=True)
     aside = root / ".partial"
     shutil.rmtree(aside, ignore_errors=True)
@@ -27,15 +30,19 @@ def save(root: Path, step: int, tensors: dict[str, Tensor], values: Any, keep: i
     for name in (TENSORS, VALUES):
         _sync(aside / name)
     final = root / f"step-{step:09d}"
-    shutil.rmtree(final, ignore_errors=True)  # a damaged state that a resume has passed over
+    shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
     _sync(root)
-    for old in _states(root)[:-keep]:
-        shutil.rmtree(old)
+    kept = [path for path in _states(root) if path <= final][-keep:]
+    for other in set(_states(root)) - set(kept):
+        shutil.rmtree(other)
 
 
-def latest(root: Path) -> tuple[dict[str, Tensor], Any, list[Path]] | None:
-    """Tensors and values of the newest readable state, and the damaged ones newer than it."""
+def latest(root: Path) -> tuple[dict[str, Tensor], Any, list[Path]]:
+    """Tensors and values of the newest readable state, and the damaged ones newer than it.
+
+    Without a readable state there are no tensors, and the values are None.
+    """
     damaged: list[Path] = []
     for path in reversed(_states(root)):
         try:
@@ -43,7 +50,7 @@ def latest(root: Path) -> tuple[dict[str, Tensor], Any, list[Path]] | None:
             return load_file(path / TENSORS), values, damaged
         except (OSError, SafetensorError, json.JSONDecodeError):
             damaged.append(path)
-    return None
+    return {}, None, damaged
 
 
 def _states(root: Path) -> list[Path]:

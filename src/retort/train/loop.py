@@ -26,7 +26,7 @@ from retort import console
 from retort.data.chat import check_same_tokenizer, load_tokenizer, train_tokenizer
 from retort.data.text import Batch, Packer, open_source
 from retort.model import weights
-from retort.model.config import ATTENTION, DecoderConfig
+from retort.model.config import ATTENTION, LINEAR, DecoderConfig
 from retort.model.decoder import Decoder
 from retort.model.devices import open_device
 from retort.model.transplant import keep_attention, transplant
@@ -116,12 +116,12 @@ def _finished(recipe: DistillRecipe, work: Path) -> bool:
         raise ValueError(
             f"{work}: holds another recipe's run; choose another out=, or add force=true"
         )
-    return (work / "finished").is_file()
+    return (work / "finished").is_file() and (recipe.out / weights.CONFIG).is_file()
 
 
 def _prepare(recipe: DistillRecipe) -> Job:
     """Opens everything the run needs, so that mistakes show before anything is written."""
-    weights.check_target(recipe.out)
+    _check_out(recipe)
     torch.manual_seed(recipe.seed)
     device = open_device(recipe.device)
     teacher = None
@@ -149,21 +149,32 @@ def _prepare(recipe: DistillRecipe) -> Job:
     return Job(recipe, student.train(), teacher, tokenizer)
 
 
+def _check_out(recipe: DistillRecipe) -> None:
+    """Refuses to write over a model that no earlier run of this recipe has made."""
+    weights.check_target(recipe.out)
+    own = work_folder(recipe.out).is_dir() or recipe.force
+    if recipe.teacher is not None and recipe.out.resolve() == recipe.teacher.resolve():
+        raise ValueError(f"out: {recipe.out} is the teacher's folder; choose another")
+    if (recipe.out / weights.CONFIG).is_file() and not own:
+        raise ValueError(f"out: {recipe.out} holds a model; choose another, or add force=true")
+
+
 def _check_shapes(recipe: DistillRecipe, student: Decoder, teacher: Decoder | None) -> None:
-    """Layer-wise objectives compare layer i with layer i: both models need the same ones."""
-    layerwise = any(
-        stage.objective.kind in ("mixing_matrices", "hidden_states") for stage in recipe.stages
-    )
-    if not layerwise or teacher is None:
+    """Layer-wise objectives compare layer i with layer i, and `distill` token with token."""
+    if teacher is None:
         return
-    ours, theirs = student.config, teacher.config
-    if (ours.layers, ours.hidden_size) != (theirs.layers, theirs.hidden_size):
-        raise ValueError(
-            f"student: {ours.layers} layers of width {ours.hidden_size}, but the teacher has "
-            f"{theirs.layers} of {theirs.hidden_size}; layer-wise stages need the same"
-        )
-    if all(name == ATTENTION for name in ours.layer_types):
-        raise ValueError("student: all layers are attention; layer-wise stages need replaced ones")
+    kinds = {stage.objective.kind for stage in recipe.stages}
+    keys = ["vocab_size"] if "distill" in kinds else []
+    if kinds & {"mixing_matrices", "hidden_states"}:
+        keys += ["layers", "hidden_size", "heads", "head_dim", "rope_theta", "rope_scaling"]
+        if LINEAR not in student.config.layer_types:
+            raise ValueError(
+                "student: no layer is replaced, and layer-wise stages train only those"
+            )
+    for key in keys:
+        ours, theirs = getattr(student.config, key), getattr(teacher.config, key)
+        if ours != theirs:
+            raise ValueError(f"student: {key} is {ours}, but the teacher's is {theirs}")
 
 
 def _fresh_tokenizer(recipe: DistillRecipe, spec: Fresh) -> PreTrainedTokenizerBase:
@@ -344,12 +355,11 @@ def _tied(job: Job, name: str) -> bool:
 
 def _resume(job: Job) -> tuple[Progress, dict[str, Tensor]]:
     """Loads the newest checkpoint into the student; the counters, and the optimiser's tensors."""
-    found = checkpoint.latest(job.work / "checkpoints")
-    if found is None:
-        return Progress(), {}
-    tensors, values, damaged = found
+    tensors, values, damaged = checkpoint.latest(job.work / "checkpoints")
     for path in damaged:
-        console.warn(f"{path}: damaged, continuing from the checkpoint before it")
+        console.warn(f"{path}: damaged, continuing from the state before it")
+    if values is None:
+        return Progress(), {}
     model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
     if job.student.config.tie_embeddings:
         model["lm_head.weight"] = model["model.embed_tokens.weight"]
@@ -365,6 +375,10 @@ def _restore_optimizer(
 ) -> None:
     for name, parameter in named.items():
         prefix = f"{name}."
-        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        state = {
+            key.removeprefix(prefix): tensor.to(parameter.device)
+            for key, tensor in tensors.items()
+            if key.startswith(prefix)
+        }
         if state:
             optimizer.state[parameter] = state

@@ -52,12 +52,13 @@ def mixing_matrices(
     """
     inputs = _teacher_states(teacher, batch)
     context = student.context(batch.ids_BT, None, batch.document_BT)
+    valid_B1T1 = (batch.document_BT >= 0)[:, None, :, None]  # nothing to imitate among padding
     parts = {}
     for i in replaced_layers(student):
         with torch.no_grad():
             target_BHTT = teacher.blocks[i].mixing_matrix(inputs[i], context)
         difference_BHTT = target_BHTT - student.blocks[i].mixing_matrix(inputs[i], context)
-        distance_BH = torch.linalg.matrix_norm(difference_BHTT)
+        distance_BH = torch.linalg.matrix_norm(difference_BHTT * valid_B1T1)
         if settings.squared:
             distance_BH = distance_BH**2
         parts[f"layer_{i}"] = distance_BH.mean(1).sum()

@@ -41,4 +41,7 @@ def not_frozen(names: set[str], freeze: tuple[str, ...]) -> set[str]:
     for pattern in freeze:
         if not any(fnmatch(name, pattern) for name in names):
             raise ValueError(f"freeze: {pattern!r} matches no parameter this stage trains")
-    return {name for name in names if not any(fnmatch(name, pattern) for pattern in freeze)}
+    left = {name for name in names if not any(fnmatch(name, pattern) for pattern in freeze)}
+    if not left:
+        raise ValueError("freeze: leaves this stage no parameter to train")
+    return left
