@@ -78,6 +78,8 @@ def save(
     _write_json(aside / CONFIG, config)
     _write_json(aside / GENERATION, _generation(config))
     _save_tensors(_stored_tensors(decoder), aside)
+    for path in aside.glob("*.safetensors"):
+        shutil.copymode(aside / CONFIG, path)  # safetensors makes files that only the owner reads
     if tokenizer is not None:
         tokenizer.save_pretrained(aside)
     _swap(aside, folder)
