@@ -56,7 +56,7 @@ def test_a_failing_distillation_ends_the_other_and_tells_why(
     path.write_text(yaml.safe_dump(recipe))
     path = small_recipes / "demo" / "pure.yaml"
     path.write_text(path.read_text().replace("tokens: 1200", "tokens: 90000000"))
-    with pytest.raises(ValueError, match="distilling hybrid failed.*no layer 99"):
+    with pytest.raises(ValueError, match=r"distilling hybrid failed.*no layer 99"):
         demo.demo(tmp_path / "demo")
     metrics = work_folder(tmp_path / "demo" / "models" / "pure") / "metrics.jsonl"
     size = metrics.stat().st_size if metrics.is_file() else 0

@@ -125,7 +125,7 @@ def _start_mamba2(mixer: Mamba2, attention: Attention) -> None:
     _pass_through(mixer.conv1d)
     mixer.reset_parameters()
     # Attention forgets nothing, so decays start slow: A = -U(1/16, 1), not Mamba's -U(1, 16).
-    mixer.A_log -= math.log(16)
+    mixer.A_log.sub_(math.log(16))
 
 
 def _pass_through(conv: nn.Conv1d) -> None:
