@@ -130,21 +130,92 @@ Problems = Annotated[Arithmetic | Gsm8k | Math500 | Jsonl, Field(discriminator="
 # ---------------------------------------------------------------- distillation
 
 
-class Mamba2Settings(Frozen):
-    """What a Mamba-2 mixer does not take from the attention layer it replaces."""
+class Worked(Frozen):
+    """Training rows from problems with a worked solution: chat template, loss on the answer."""
+
+    kind: Literal["worked"]
+    problems: Problems
+    prompt: Prompt = PAPER_PROMPT
+
+
+class Text(Frozen):
+    """Training rows from plain text: JSONL files with one document in the field `column`."""
+
+    kind: Literal["text"]
+    path: Path
+    column: str = "text"
+
+
+Data = Annotated[Worked | Text, Field(discriminator="kind")]
+
+
+class MixerSettings(Frozen):
+    """What a mixer does not take from the attention layer it replaces. `heads`, `head_dim` and
+    `groups` are for the Mamba-2 kinds that do not start from the attention's weights.
+    """
 
     state_size: PositiveInt | None = None
     conv_width: Annotated[int, Field(ge=2)] = 4
-    chunk_size: PositiveInt = 64
+    chunk_size: PositiveInt | None = None
+    heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
+    groups: PositiveInt | None = None
+
+
+class KeepLayers(Frozen):
+    """Attention stays in the layers named; a recipe may give the list alone."""
+
+    kind: Literal["layers"]
+    layers: tuple[NonNegativeInt, ...] = ()
+
+
+class KeepEvery(Frozen):
+    """Attention stays in every `step`-th layer: 3, 7, 11 ... for a step of 4."""
+
+    kind: Literal["every"]
+    step: PositiveInt
+
+
+class KeepPaper(Frozen):
+    """Attention stays where the published hybrids have it: 6 of 28 layers, or 4 of 16."""
+
+    kind: Literal["paper"]
+
+
+class KeepImportant(Frozen):
+    """Attention stays in the `count` layers whose replacement alone costs most: each is replaced in
+    turn, and the KL from the teacher measured on `rows` rows of `length` tokens.
+    """
+
+    kind: Literal["important"]
+    count: NonNegativeInt
+    data: Data
+    rows: PositiveInt = 8
+    length: Annotated[int, Field(ge=8)] = 512
+
+
+def _listed(value: Any) -> Any:
+    return {"kind": "layers", "layers": value} if isinstance(value, list | tuple) else value
+
+
+Keep = Annotated[
+    KeepLayers | KeepEvery | KeepPaper | KeepImportant,
+    Field(discriminator="kind"),
+    BeforeValidator(_listed),
+]
 
 
 class Transplanted(Frozen):
-    """A student made from the teacher: layers in `keep_attention` stay, the others are replaced."""
+    """A student made from the teacher, or from `source`, a student that has attention left to
+    replace: layers in `keep_attention` stay, the others are replaced.
+    """
 
     start: Literal["transplant"]
-    keep_attention: tuple[NonNegativeInt, ...] = ()
-    mixer: Literal["mamba2"] = "mamba2"
-    settings: Mamba2Settings = Mamba2Settings()
+    source: ModelFolder | None = None
+    keep_attention: Keep = KeepLayers(kind="layers")
+    mixer: Literal["mamba2", "discrete_mamba2", "mamba1"] = "mamba2"
+    initial: Literal["attention", "identity"] = "attention"
+    settings: MixerSettings = MixerSettings()
 
 
 class Fresh(Frozen):
@@ -203,25 +274,6 @@ class Supervised(Frozen):
 Objective = Annotated[
     MixingMatrices | HiddenStates | Distill | Supervised, Field(discriminator="kind")
 ]
-
-
-class Worked(Frozen):
-    """Training rows from problems with a worked solution: chat template, loss on the answer."""
-
-    kind: Literal["worked"]
-    problems: Problems
-    prompt: Prompt = PAPER_PROMPT
-
-
-class Text(Frozen):
-    """Training rows from plain text: JSONL files with one document in the field `column`."""
-
-    kind: Literal["text"]
-    path: Path
-    column: str = "text"
-
-
-Data = Annotated[Worked | Text, Field(discriminator="kind")]
 
 
 class Optim(Frozen):
@@ -298,7 +350,18 @@ class DistillRecipe(Frozen):
         alone = all(stage.objective.kind == "supervised" for stage in self.stages)
         if self.teacher is None and (self.student.start == "transplant" or not alone):
             raise ValueError("teacher: missing; only supervised stages do without one")
+        self._check_mixer()
         return self
+
+    def _check_mixer(self) -> None:
+        if self.student.start != "transplant" or self.student.mixer != "mamba1":
+            return
+        for index, stage in enumerate(self.stages):
+            if stage.objective.kind == "mixing_matrices":
+                raise ValueError(
+                    f"stages.{index}.objective: mamba1 has no mixing matrices to match; leave the "
+                    "stage out, or choose mamba2 or discrete_mamba2"
+                )
 
 
 # ---------------------------------------------------------------- sampling
@@ -444,7 +507,7 @@ def _line(kind: type[Frozen], error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"{where}: missing, and it has no default"
     message = error["msg"].removeprefix("Value error, ")
-    if message.split(":")[0] in ("stages", "teacher"):
+    if re.match(r"(stages|teacher)[.0-9a-z]*:", message):
         return message
     given = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
     return f"{where or 'recipe'}: {message[0].lower()}{message[1:]}{given}"

@@ -12,21 +12,27 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from retort.model.config import DecoderConfig
 from retort.model.context import Context
+from retort.model.norms import RMSNorm
 from retort.model.state import AttentionState
 
 
 class Attention(nn.Module):
-    """GQA with RoPE (arXiv 2305.13245, 2104.09864), causal within each document."""
+    """GQA with RoPE (arXiv 2305.13245, 2104.09864), causal within each document.
+
+    Biases of q, k and v (Qwen2) and norms of each head's q and k (Qwen3) where the config has them.
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads = config.heads, config.kv_heads
         self.head_dim = config.head_dim
         width, kv_width = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(
         self, u_BTC: Tensor, context: Context, state: AttentionState | None = None
@@ -69,8 +75,8 @@ class Attention(nn.Module):
         return AttentionState(weight.new_zeros(shape), weight.new_zeros(shape))
 
     def _rotated(self, u_BTC: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        q_BHTD = self._split(self.q_proj(u_BTC), self.heads)
-        k_BKTD = self._split(self.k_proj(u_BTC), self.kv_heads)
+        q_BHTD = self.q_norm(self._split(self.q_proj(u_BTC), self.heads))
+        k_BKTD = self.k_norm(self._split(self.k_proj(u_BTC), self.kv_heads))
         return _rotate(q_BHTD, context), _rotate(k_BKTD, context)
 
     def _split(self, x_BTC: Tensor, heads: int) -> Tensor:

@@ -13,27 +13,23 @@ from torch.nn.functional import silu
 
 from retort.model import context as contexts
 from retort.model.attention import Attention
-from retort.model.config import ATTENTION, DecoderConfig, LayerType
+from retort.model.config import (
+    ATTENTION,
+    DecoderConfig,
+    DiscreteMamba2Config,
+    LayerType,
+    Mamba1Config,
+    Mamba2Config,
+)
 from retort.model.context import Context
-from retort.model.mamba2 import Mamba2
+from retort.model.mamba1 import Mamba1
+from retort.model.mamba2 import DiscreteMamba2, Mamba2
+from retort.model.norms import RMSNorm
 from retort.model.state import AttentionState, DecoderState, MambaState
 
-Mixer = Attention | Mamba2
+StateSpace = Mamba2 | DiscreteMamba2 | Mamba1
+Mixer = Attention | StateSpace
 LayerState = AttentionState | MambaState
-
-
-class RMSNorm(nn.Module):
-    """x / RMS(x), computed in float32, times a weight (arXiv 1910.07467)."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """The normalised input, in its dtype."""
-        normed = nn.functional.rms_norm(x_BTD.float(), x_BTD.shape[-1:], eps=self.eps)
-        return self.weight * normed.to(x_BTD.dtype)
 
 
 class MLP(nn.Module):
@@ -60,7 +56,7 @@ class Block(nn.Module):
         if layer_type == ATTENTION:
             self.self_attn = Attention(config)
         else:
-            self.mamba = Mamba2(config)
+            self.mamba = state_space(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
@@ -80,8 +76,22 @@ class Block(nn.Module):
         return mixer(self.input_layernorm(h_BTD), context, state)
 
     def mixing_matrix(self, h_BTD: Tensor, context: Context) -> Tensor:
-        """The mixer as a T x T matrix for each head, M_BHTS."""
+        """The mixer as a T x T matrix for each head, M_BHTS. Raises ValueError for Mamba-1."""
+        if isinstance(self.mixer, Mamba1):
+            raise ValueError("mamba1 mixes the tokens of each channel in its own way: no matrices")
         return self.mixer.mixing_matrix(self.input_layernorm(h_BTD), context)
+
+
+def state_space(config: DecoderConfig) -> StateSpace:
+    """The mixer of the decoder's linear layers."""
+    match config.mixer:
+        case Mamba2Config():
+            return Mamba2(config, config.mixer)
+        case DiscreteMamba2Config():
+            return DiscreteMamba2(config, config.mixer)
+        case Mamba1Config():
+            return Mamba1(config, config.mixer)
+    raise AssertionError("a configuration with linear layers has a mixer")
 
 
 class Backbone(nn.Module):
@@ -186,5 +196,6 @@ class Decoder(nn.Module):
                 std = module.weight.shape[-1] ** -0.5
                 writes = name.endswith(("o_proj", "out_proj", "down_proj"))
                 nn.init.normal_(module.weight, std=std * (depth_scale if writes else 1))
-            elif isinstance(module, Mamba2):
-                module.reset_parameters()
+        for block in self.blocks:
+            if isinstance(block.mixer, StateSpace):
+                block.mixer.reset_parameters()

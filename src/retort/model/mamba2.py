@@ -1,4 +1,8 @@
-"""The stock Mamba-2 mixer, the one that other runtimes serve (Dao and Gu 2024, arXiv 2405.21060).
+"""The two Mamba-2 mixers: the stock one, which other runtimes serve (Dao and Gu 2024, arXiv
+2405.21060), and Llamba's discrete one (arXiv 2502.14458, after phi-mamba, arXiv 2408.10189).
+
+Both project their input, convolve x, B and C, run one linear recurrence, and gate what it gives.
+They differ in the order of the projection, in activation and norm, and in where the decay is from.
 
 Shapes: B rows, T tokens, D model width, E inner width, F conv channels (x, B and C), H heads,
 P head channels, G groups, N state.
@@ -7,159 +11,108 @@ P head channels, G groups, N state.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, silu, softplus
+from torch.nn.functional import silu, softplus
 
-from retort.model.config import DecoderConfig
+from retort.model.causal_conv import CausalConv
+from retort.model.config import DecoderConfig, DiscreteMamba2Config, Mamba2Config
 from retort.model.context import Context
+from retort.model.norms import GatedNorm
 from retort.model.state import MambaState
-from retort.ops import conv, ssd
+from retort.ops import ssd
+
+IDENTITY_GATE = 1.278464542761
+"""The z with silu(z) = 1."""
 
 
-class GatedNorm(nn.Module):
-    """Gate first, then RMS over each group's channels."""
+@dataclass(frozen=True)
+class Inputs:
+    """What the recurrence and the gate read. All but the gate is in float32.
 
-    def __init__(self, width: int, groups: int, eps: float) -> None:
-        super().__init__()
-        self.groups, self.eps = groups, eps
-        self.weight = nn.Parameter(torch.ones(width))
+    `scale_BTH` multiplies x on its way into the state, and None is 1.
+    """
 
-    def forward(self, y_BTE: Tensor, z_BTE: Tensor) -> Tensor:
-        """The normalised product, in the dtype of the gate."""
-        gated = (y_BTE.float() * silu(z_BTE.float())).unflatten(-1, (self.groups, -1))
-        normed = rms_norm(gated, gated.shape[-1:], eps=self.eps).flatten(-2)
-        return self.weight * normed.to(z_BTE.dtype)
-
-
-class _Inputs(NamedTuple):
-    """What the recurrence reads, in float32."""
-
+    gate_BTE: Tensor
     x_BTHP: Tensor
-    dt_BTH: Tensor
     b_BTGN: Tensor
     c_BTGN: Tensor
+    scale_BTH: Tensor | None
+    log_decay_BTH: Tensor
+
+    @property
+    def values_BTHP(self) -> Tensor:
+        """What the recurrence adds to the state, less B."""
+        if self.scale_BTH is None:
+            return self.x_BTHP
+        return self.x_BTHP * self.scale_BTH[..., None]
 
 
-class Mamba2(nn.Module):
-    """S_t = exp(dt A) S_{t-1} + dt x B^T, y = S C + D x, between a gated norm and projections."""
+class StateSpaceDual(nn.Module):
+    """S_t = exp(a_t) S_{t-1} + s_t x_t B_t^T, y_t = S_t C_t + D x_t: what both mixers share."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    conv1d: CausalConv
+    D: nn.Parameter
+
+    def __init__(self, config: Mamba2Config | DiscreteMamba2Config) -> None:
         super().__init__()
-        assert config.mixer is not None
-        self.config = mixer = config.mixer
-        self.in_proj = nn.Linear(
-            config.hidden_size, mixer.inner + mixer.conv_channels + mixer.heads, bias=False
-        )
-        self.conv1d = nn.Conv1d(
-            mixer.conv_channels, mixer.conv_channels, mixer.conv_width, groups=mixer.conv_channels
-        )
-        self.dt_bias = nn.Parameter(torch.zeros(mixer.heads))
-        self.A_log = nn.Parameter(torch.zeros(mixer.heads))
-        self.D = nn.Parameter(torch.ones(mixer.heads))
-        self.norm = GatedNorm(mixer.inner, mixer.groups, config.norm_eps)
-        self.out_proj = nn.Linear(mixer.inner, config.hidden_size, bias=False)
+        self.config = config
 
     def forward(self, u_BTD: Tensor, context: Context, state: MambaState | None = None) -> Tensor:
         """The mixer's output; with a state, it continues from it and updates it in place."""
-        z_BTE, xbc_BTF, dt_BTH = self._project(u_BTD, context)
+        inputs = self._inputs(u_BTD, context, state)
         if state is None:
-            start_BHPN = self._zeros(u_BTD.shape[0])
-            inputs = self._convolved(xbc_BTF, dt_BTH, context, None)
-            y_BTHP, _ = self._scan(inputs, start_BHPN, context)
+            y_BTHP, _ = self._scan(inputs, self._zeros(u_BTD.shape[0]), context)
         elif u_BTD.shape[1] == 1 and context.valid_BT is None:
-            inputs = self._convolved_step(xbc_BTF, dt_BTH, state)
             y_BTHP = self._step(inputs, state)
         else:
-            inputs = self._convolved(xbc_BTF, dt_BTH, context, state)
             y_BTHP, last_BHPN = self._scan(inputs, state.ssm_BHPN, context)
             state.ssm_BHPN.copy_(last_BHPN)
-        y_BTE = (y_BTHP + self.D.float()[:, None] * inputs.x_BTHP).flatten(2)
-        return self.out_proj(self.norm(y_BTE, z_BTE))
+        y_BTHP = y_BTHP + self.D.float()[:, None] * inputs.x_BTHP
+        return self._output(y_BTHP.flatten(2), inputs.gate_BTE)
 
     def mixing_matrix(self, u_BTD: Tensor, context: Context) -> Tensor:
-        """M_BHTS with y = M x: dt_s times the recurrence's matrix, plus D on the diagonal."""
-        _, xbc_BTF, dt_BTH = self._project(u_BTD, context)
-        inputs = self._convolved(xbc_BTF, dt_BTH, context, None)
+        """M_BHTS with y = M x: the recurrence's matrix times s_s, plus D on the diagonal."""
+        inputs = self._inputs(u_BTD, context, None)
         matrix_BHTS = ssd.mixing_matrix(
-            self._log_decay(inputs.dt_BTH), inputs.b_BTGN, inputs.c_BTGN, context.document_BT
+            inputs.log_decay_BTH, inputs.b_BTGN, inputs.c_BTGN, context.document_BT
         )
-        skip_HTS = torch.diag_embed(self.D.float()[:, None].expand(-1, u_BTD.shape[1]))
-        return matrix_BHTS * inputs.dt_BTH.transpose(1, 2)[:, :, None] + skip_HTS
+        if inputs.scale_BTH is not None:
+            matrix_BHTS = matrix_BHTS * inputs.scale_BTH.transpose(1, 2)[:, :, None]
+        return matrix_BHTS + torch.diag_embed(self.D.float()[:, None].expand(-1, u_BTD.shape[1]))
 
     def values(self, u_BTD: Tensor, context: Context) -> Tensor:
         """What the mixing matrix is applied to, x_BTHP."""
-        _, xbc_BTF, dt_BTH = self._project(u_BTD, context)
-        return self._convolved(xbc_BTF, dt_BTH, context, None).x_BTHP
+        return self._inputs(u_BTD, context, None).x_BTHP
 
     def init_state(self, batch: int, max_length: int) -> MambaState:
         """The state of a mixer that has read nothing; its size does not depend on the length."""
-        conv_BWE = self.conv1d.weight.new_zeros(
-            batch, self.config.conv_width - 1, self.config.conv_channels
-        )
-        return MambaState(self._zeros(batch), conv_BWE)
+        return MambaState(self._zeros(batch), self.conv1d.empty_past(batch))
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Fresh A, dt and D: A = -U(1, 16), dt log-uniform in [1e-3, 1e-1], D = 1."""
-        self.A_log.uniform_(1, 16).log_()
-        dt_H = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp_()
-        self.dt_bias.copy_(dt_H + torch.log(-torch.expm1(-dt_H)))  # the inverse of softplus
-        self.D.fill_(1)
+    def _inputs(self, u_BTD: Tensor, context: Context, state: MambaState | None) -> Inputs:
+        raise NotImplementedError
 
-    def _project(self, u_BTD: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        mixer = self.config
-        sizes = [mixer.inner, mixer.conv_channels, mixer.heads]
-        z_BTE, xbc_BTF, dt_BTH = self.in_proj(u_BTD).split(sizes, dim=-1)
-        dt_BTH = softplus(dt_BTH.float() + self.dt_bias.float())
-        if context.valid_BT is not None:
-            # A token with dt = 0 neither decays the state nor adds to it.
-            dt_BTH = dt_BTH * context.valid_BT[..., None]
-        return z_BTE, xbc_BTF, dt_BTH
+    def _output(self, y_BTE: Tensor, gate_BTE: Tensor) -> Tensor:
+        raise NotImplementedError
 
-    def _convolved(
-        self, xbc_BTF: Tensor, dt_BTH: Tensor, context: Context, state: MambaState | None
-    ) -> _Inputs:
-        weight_EK, past_BWE = self.conv1d.weight.squeeze(1), None
-        bias_E = self.conv1d.bias
-        assert bias_E is not None
-        if state is not None:
-            past_BWE = state.conv_BWE.clone()
-            batch, length = xbc_BTF.shape[:2]
-            count_B = context.count_B
-            if count_B is None:
-                count_B = torch.full((batch,), length, device=xbc_BTF.device)
-            taps = self.config.conv_width
-            state.conv_BWE.copy_(conv.last_inputs(xbc_BTF, taps, count_B, past_BWE))
-        out_BTF = conv.scan(xbc_BTF, weight_EK, bias_E, past_BWE, context.document_BT)
-        return self._inputs(out_BTF, dt_BTH)
-
-    def _convolved_step(self, xbc_B1F: Tensor, dt_B1H: Tensor, state: MambaState) -> _Inputs:
-        bias_E = self.conv1d.bias
-        assert bias_E is not None
-        out_BF, past_BWE = conv.step(
-            xbc_B1F.squeeze(1), self.conv1d.weight.squeeze(1), bias_E, state.conv_BWE
-        )
-        state.conv_BWE.copy_(past_BWE)
-        return self._inputs(out_BF[:, None], dt_B1H)
-
-    def _inputs(self, out_BTF: Tensor, dt_BTH: Tensor) -> _Inputs:
-        mixer = self.config
-        sizes = [mixer.inner, mixer.groups * mixer.state_size, mixer.groups * mixer.state_size]
-        x_BTE, b_BTE, c_BTE = silu(out_BTF).float().split(sizes, dim=-1)
-        return _Inputs(
-            x_BTE.unflatten(-1, (mixer.heads, -1)),
-            dt_BTH,
-            b_BTE.unflatten(-1, (mixer.groups, -1)),
-            c_BTE.unflatten(-1, (mixer.groups, -1)),
+    def _split(self, xbc_BTF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x_BTHP, b_BTGN and c_BTGN of what comes out of the convolution, in float32."""
+        config = self.config
+        shared = config.groups * config.state_size
+        x_BTE, b_BTE, c_BTE = xbc_BTF.float().split([config.inner, shared, shared], dim=-1)
+        groups = (config.groups, config.state_size)
+        return (
+            x_BTE.unflatten(-1, (config.heads, config.head_dim)),
+            b_BTE.unflatten(-1, groups),
+            c_BTE.unflatten(-1, groups),
         )
 
-    def _scan(self, inputs: _Inputs, start_BHPN: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def _scan(self, inputs: Inputs, start_BHPN: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         return ssd.scan_chunked(
-            inputs.x_BTHP * inputs.dt_BTH[..., None],
-            self._log_decay(inputs.dt_BTH),
+            inputs.values_BTHP,
+            inputs.log_decay_BTH,
             inputs.b_BTGN,
             inputs.c_BTGN,
             start_BHPN,
@@ -167,10 +120,10 @@ class Mamba2(nn.Module):
             self.config.chunk_size,
         )
 
-    def _step(self, inputs: _Inputs, state: MambaState) -> Tensor:
+    def _step(self, inputs: Inputs, state: MambaState) -> Tensor:
         y_BHP, next_BHPN = ssd.step(
-            (inputs.x_BTHP * inputs.dt_BTH[..., None])[:, 0],
-            self._log_decay(inputs.dt_BTH)[:, 0],
+            inputs.values_BTHP[:, 0],
+            inputs.log_decay_BTH[:, 0],
             inputs.b_BTGN[:, 0],
             inputs.c_BTGN[:, 0],
             state.ssm_BHPN,
@@ -178,10 +131,113 @@ class Mamba2(nn.Module):
         state.ssm_BHPN.copy_(next_BHPN)
         return y_BHP[:, None]
 
-    def _log_decay(self, dt_BTH: Tensor) -> Tensor:
-        return dt_BTH * -self.A_log.float().exp()
-
     def _zeros(self, batch: int) -> Tensor:
-        mixer = self.config
-        shape = batch, mixer.heads, mixer.head_dim, mixer.state_size
-        return torch.zeros(shape, dtype=torch.float32, device=self.A_log.device)
+        shape = batch, self.config.heads, self.config.head_dim, self.config.state_size
+        return torch.zeros(shape, dtype=torch.float32, device=self.D.device)
+
+
+class Mamba2(StateSpaceDual):
+    """The stock mixer: a_t = dt_t A and s_t = dt_t, with a norm behind the gate."""
+
+    def __init__(self, decoder: DecoderConfig, config: Mamba2Config) -> None:
+        super().__init__(config)
+        channels = config.inner + config.conv_channels + config.heads
+        self.in_proj = nn.Linear(decoder.hidden_size, channels, bias=False)
+        self.conv1d = CausalConv(config.conv_channels, config.conv_width)
+        self.dt_bias = nn.Parameter(torch.zeros(config.heads))
+        self.A_log = nn.Parameter(torch.zeros(config.heads))
+        self.D = nn.Parameter(torch.ones(config.heads))
+        self.norm = GatedNorm(config.inner, config.groups, decoder.norm_eps)
+        self.out_proj = nn.Linear(config.inner, decoder.hidden_size, bias=False)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Fresh A, dt and D: A = -U(1, 16), dt log-uniform in [1e-3, 1e-1], D = 1."""
+        self.A_log.uniform_(1, 16).log_()
+        self.dt_bias.copy_(random_dt_bias(self.dt_bias))
+        self.D.fill_(1)
+
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of the rows of in_proj for x, B and C."""
+        _, xbc, _ = self.in_proj.weight.split(self._sizes())
+        return _xbc_rows(xbc, self.config)
+
+    def _inputs(self, u_BTD: Tensor, context: Context, state: MambaState | None) -> Inputs:
+        z_BTE, xbc_BTF, dt_BTH = self.in_proj(u_BTD).split(self._sizes(), dim=-1)
+        dt_BTH = softplus(dt_BTH.float() + self.dt_bias.float())
+        if context.valid_BT is not None:
+            # A token with dt = 0 neither decays the state nor adds to it.
+            dt_BTH = dt_BTH * context.valid_BT[..., None]
+        x_BTHP, b_BTGN, c_BTGN = self._split(silu(self.conv1d(xbc_BTF, context, state)))
+        log_decay_BTH = dt_BTH * -self.A_log.float().exp()
+        return Inputs(z_BTE, x_BTHP, b_BTGN, c_BTGN, dt_BTH, log_decay_BTH)
+
+    def _output(self, y_BTE: Tensor, gate_BTE: Tensor) -> Tensor:
+        return self.out_proj(self.norm(y_BTE, gate_BTE))
+
+    def _sizes(self) -> list[int]:
+        """Rows of in_proj: z | x B C | dt."""
+        return [self.config.inner, self.config.conv_channels, self.config.heads]
+
+
+class DiscreteMamba2(StateSpaceDual):
+    """Llamba's mixer: the decay exp(-softplus(a_t)) is projected, s_t = 1, and there is no norm."""
+
+    def __init__(self, decoder: DecoderConfig, config: DiscreteMamba2Config) -> None:
+        super().__init__(config)
+        channels = config.conv_channels + config.inner + config.heads
+        self.in_proj = nn.Linear(decoder.hidden_size, channels, bias=False)
+        self.z_bias = nn.Parameter(torch.zeros(config.inner))
+        self.conv1d = CausalConv(config.conv_channels, config.conv_width)
+        self.D = nn.Parameter(torch.ones(config.heads))
+        self.out_proj = nn.Linear(config.inner, decoder.hidden_size, bias=False)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Fresh gate bias and D: 0 and 1."""
+        self.z_bias.zero_()
+        self.D.fill_(1)
+
+    @torch.no_grad()
+    def open_gate(self) -> None:
+        """Makes the gate 1 for any input, and the convolution hand on the current one."""
+        _, z, _ = self.in_proj.weight.split(self._sizes())
+        z.zero_()
+        self.z_bias.fill_(IDENTITY_GATE)
+        self.conv1d.pass_through()
+
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of the rows of in_proj for x, B and C."""
+        xbc, _, _ = self.in_proj.weight.split(self._sizes())
+        return _xbc_rows(xbc, self.config)
+
+    def _inputs(self, u_BTD: Tensor, context: Context, state: MambaState | None) -> Inputs:
+        xbc_BTF, z_BTE, a_BTH = self.in_proj(u_BTD).split(self._sizes(), dim=-1)
+        log_decay_BTH = -softplus(a_BTH.float())
+        scale_BTH = None
+        if context.valid_BT is not None:
+            scale_BTH = context.valid_BT[..., None].float().expand_as(log_decay_BTH)
+            log_decay_BTH = log_decay_BTH * scale_BTH
+        x_BTHP, b_BTGN, c_BTGN = self._split(self.conv1d(xbc_BTF, context, state))
+        return Inputs(z_BTE + self.z_bias, x_BTHP, b_BTGN, c_BTGN, scale_BTH, log_decay_BTH)
+
+    def _output(self, y_BTE: Tensor, gate_BTE: Tensor) -> Tensor:
+        return self.out_proj((y_BTE * silu(gate_BTE.float())).to(gate_BTE.dtype))
+
+    def _sizes(self) -> list[int]:
+        """Rows of in_proj: x B C | z | a."""
+        return [self.config.conv_channels, self.config.inner, self.config.heads]
+
+
+def random_dt_bias(like: Tensor) -> Tensor:
+    """Biases whose softplus is log-uniform in [1e-3, 1e-1], as Mamba starts (arXiv 2312.00752)."""
+    dt = torch.empty_like(like).uniform_(math.log(1e-3), math.log(1e-1)).exp_()
+    return dt + torch.log(-torch.expm1(-dt))  # the inverse of softplus
+
+
+def _xbc_rows(
+    xbc: Tensor, config: Mamba2Config | DiscreteMamba2Config
+) -> tuple[Tensor, Tensor, Tensor]:
+    shared = config.groups * config.state_size
+    x, b, c = xbc.split([config.inner, shared, shared])
+    return x, b, c

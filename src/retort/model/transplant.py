@@ -1,6 +1,6 @@
 """Teacher to student: which layers stay attention, and how the new mixers start.
 
-A Mamba-2 head is linear attention with a decay, so a trained attention layer is a good place to
+A state-space head is linear attention with a decay, so a trained attention layer is a good place to
 start from (The Mamba in the Llama, arXiv 2408.15237): x takes the weights of the values, B those
 of the keys, C those of the queries, and the output projection stays.
 """
@@ -10,60 +10,134 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from retort.model.attention import Attention
-from retort.model.config import ATTENTION, LINEAR, DecoderConfig, LayerType, Mamba2Config
-from retort.model.decoder import Decoder
-from retort.model.mamba2 import Mamba2
+from retort.model.config import (
+    ATTENTION,
+    LINEAR,
+    DecoderConfig,
+    DiscreteMamba2Config,
+    LayerType,
+    Mamba1Config,
+    Mamba2Config,
+    MixerConfig,
+    MixerKind,
+)
+from retort.model.decoder import Block, Decoder, StateSpace
+from retort.model.formats.common import repeat_heads
+from retort.model.mamba1 import Mamba1
+from retort.model.mamba2 import DiscreteMamba2, Mamba2
+
+Start = Literal["attention", "identity"]
+
+PAPER_LAYERS = {16: (3, 7, 11, 15), 28: (3, 8, 13, 18, 23, 27)}
+"""Layers that the published hybrids keep, by how many there are (arXiv 2502.20339)."""
 
 
 def transplant(
     teacher: Decoder,
     layer_types: Sequence[LayerType],
-    mixer: str = "mamba2",
+    mixer: MixerKind = "mamba2",
     *,
+    start: Start = "attention",
     state_size: int | None = None,
     conv_width: int = 4,
-    chunk_size: int = 64,
+    chunk_size: int | None = None,
+    heads: int | None = None,
+    head_dim: int | None = None,
+    groups: int | None = None,
 ) -> Decoder:
     """A student with the teacher's MLPs, norms, embeddings and kept attention layers.
 
-    Layers that become `linear_attention` get a mixer with the geometry of the attention they
-    replace (as many heads and groups as query heads, P = head_dim) and start from its weights. The
-    convolution starts as the identity and decays start slow; what attention has no counterpart for
-    (gate, decay, dt, states beyond head_dim) is drawn from torch's global generator.
+    Layers that become `linear_attention` get a mixer whose geometry is, where nothing else is said,
+    that of the attention they replace. With `start` "attention" they take over its weights: the
+    convolution starts as the identity, decays start slow, and what attention has no counterpart for
+    (gate, decay, dt, states beyond head_dim) is random. With "identity" the gate and the
+    convolution pass everything on and the projections are random (MOHAWK, arXiv 2408.10189); only
+    `discrete_mamba2` can. Random numbers come from torch's global generator.
+
+    The teacher may be a student itself: its linear layers stay as they are, so that layers can be
+    replaced a few at a time.
 
     Raises ValueError for a wrong number of layers, a linear layer of the teacher asked to become
-    attention, an unknown mixer, a state smaller than head_dim, or linear layers of the teacher
-    whose mixers have another geometry.
+    attention, a geometry that cannot take over the attention's weights, or linear layers of the
+    teacher whose mixers have another geometry.
     """
     config = teacher.config
-    if mixer != "mamba2":
-        raise ValueError(f"mixer {mixer!r}: only 'mamba2' is known")
-    if len(layer_types) != config.layers:
-        raise ValueError(
-            f"layer_types has {len(layer_types)} entries for a teacher of {config.layers} layers"
-        )
-    revived = [
-        i
-        for i, (old, new) in enumerate(zip(config.layer_types, layer_types, strict=True))
-        if old == LINEAR and new == ATTENTION
-    ]
-    if revived:
-        raise ValueError(f"layer_types: the teacher has no attention in layer {revived[0]}")
-    settings = _mixer_config(config, state_size, conv_width, chunk_size)
-    if LINEAR in config.layer_types and _geometry(settings) != _geometry(config.mixer):
+    settings = mixer_config(
+        config, mixer, state_size, conv_width, chunk_size, heads, head_dim, groups
+    )
+    _check_layers(config, layer_types)
+    _check_start(config, settings, start)
+    if config.linear_layers and _geometry(settings) != _geometry(config.mixer):
         raise ValueError(
             f"the teacher's linear layers have other mixers ({config.mixer}) than those asked for "
-            f"({settings}); give its state_size and conv_width"
+            f"({settings}); ask for the same kind and settings"
         )
-    student = Decoder(replace(config, layer_types=tuple(layer_types), mixer=settings))
+    # What is there keeps its settings, chunk size and quirks included.
+    kept = config.mixer if config.linear_layers else settings
+    student = Decoder(replace(config, layer_types=tuple(layer_types), mixer=kept))
     student.to(device=teacher.device, dtype=teacher.lm_head.weight.dtype)
-    _fill(student, teacher)
+    _fill(student, teacher, start)
     return student
+
+
+def replaced_block(decoder: Decoder, index: int, mixer: MixerConfig, start: Start) -> Block:
+    """A block of the decoder with a new mixer for its attention; norms and MLP are shared."""
+    old = decoder.blocks[index]
+    _check_start(decoder.config, mixer, start)
+    new = Block(replace(decoder.config, mixer=mixer), LINEAR)
+    new.to(device=decoder.device, dtype=decoder.lm_head.weight.dtype)
+    new.input_layernorm, new.mlp = old.input_layernorm, old.mlp
+    new.post_attention_layernorm = old.post_attention_layernorm
+    _begin(new.mamba, old.self_attn, start)
+    return new
+
+
+def mixer_config(
+    config: DecoderConfig,
+    kind: MixerKind,
+    state_size: int | None = None,
+    conv_width: int = 4,
+    chunk_size: int | None = None,
+    heads: int | None = None,
+    head_dim: int | None = None,
+    groups: int | None = None,
+) -> MixerConfig:
+    """The geometry of a mixer in place of the decoder's attention: as many heads, as wide.
+
+    The Mamba-2 kinds have a group for each head and a state of head_dim; Mamba-1 shares x and B
+    as the attention shares values and keys, and has a state of 16. Raises ValueError for a setting
+    that the kind does not have, and an unknown kind.
+    """
+    if kind == "mamba1":
+        if heads or head_dim or groups:
+            raise ValueError("mamba1 takes heads, head_dim and groups from the attention layer")
+        return Mamba1Config(
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            dt_rank=-(-config.hidden_size // 16),
+            state_size=state_size or 16,
+            conv_width=conv_width,
+            chunk_size=chunk_size or 16,
+        )
+    kinds = {"mamba2": Mamba2Config, "discrete_mamba2": DiscreteMamba2Config}
+    if kind not in kinds:
+        raise ValueError(f"mixer {kind!r}: choose mamba2, discrete_mamba2 or mamba1")
+    heads = heads or config.heads
+    return kinds[kind](
+        heads=heads,
+        head_dim=head_dim or config.head_dim,
+        state_size=state_size or config.head_dim,
+        groups=groups or heads,
+        conv_width=conv_width,
+        chunk_size=chunk_size or 64,
+    )
 
 
 def keep_attention(layers: int, kept: Sequence[int]) -> list[LayerType]:
@@ -74,73 +148,129 @@ def keep_attention(layers: int, kept: Sequence[int]) -> list[LayerType]:
     return [ATTENTION if index in kept else LINEAR for index in range(layers)]
 
 
-def _mixer_config(
-    config: DecoderConfig, state_size: int | None, conv_width: int, chunk_size: int
-) -> Mamba2Config:
-    if state_size is not None and state_size < config.head_dim:
+def every(layers: int, step: int) -> list[LayerType]:
+    """`layer_types` that keep attention in every `step`-th layer, the last of each run."""
+    return keep_attention(layers, range(step - 1, layers, step))
+
+
+def as_paper(layers: int) -> list[LayerType]:
+    """`layer_types` of the published hybrid of that depth. Raises ValueError when there is none."""
+    if layers not in PAPER_LAYERS:
+        known = ", ".join(str(depth) for depth in PAPER_LAYERS)
         raise ValueError(
-            f"state_size {state_size} cannot hold the teacher's keys of {config.head_dim} channels"
+            f"keep_attention: the paper has hybrids of {known} layers, and this teacher has "
+            f"{layers}: give a list, or every k-th"
         )
-    return Mamba2Config(
-        heads=config.heads,
-        head_dim=config.head_dim,
-        state_size=state_size or config.head_dim,
-        groups=config.heads,
-        conv_width=conv_width,
-        chunk_size=chunk_size,
-    )
+    return keep_attention(layers, PAPER_LAYERS[layers])
 
 
-def _geometry(mixer: Mamba2Config | None) -> Mamba2Config | None:
-    """The settings less the chunk size, which changes the speed alone."""
+def _check_layers(config: DecoderConfig, layer_types: Sequence[LayerType]) -> None:
+    if len(layer_types) != config.layers:
+        raise ValueError(
+            f"layer_types has {len(layer_types)} entries for a teacher of {config.layers} layers"
+        )
+    revived = [i for i in config.linear_layers if layer_types[i] == ATTENTION]
+    if revived:
+        raise ValueError(f"layer_types: the teacher has no attention in layer {revived[0]}")
+
+
+def _check_start(config: DecoderConfig, mixer: MixerConfig, start: Start) -> None:
+    if start == "identity":
+        if not isinstance(mixer, DiscreteMamba2Config):
+            raise ValueError(
+                f"start identity: {mixer.kind} cannot pass its input on unchanged (it has no bias "
+                "in its gate); use discrete_mamba2, or start from the attention"
+            )
+        return
+    if start != "attention":
+        raise ValueError(f"start {start!r}: choose attention or identity")
+    if isinstance(mixer, Mamba1Config):
+        return
+    if mixer.state_size < config.head_dim:
+        raise ValueError(
+            f"state_size {mixer.state_size} cannot hold the teacher's keys of {config.head_dim} "
+            "channels"
+        )
+    wanted = (config.heads, config.head_dim, config.heads)
+    if (mixer.heads, mixer.head_dim, mixer.groups) != wanted:
+        raise ValueError(
+            f"heads {mixer.heads}, head_dim {mixer.head_dim}, groups {mixer.groups}: a start from "
+            f"the attention needs its {config.heads} heads of {config.head_dim} and a group each"
+        )
+
+
+def _geometry(mixer: MixerConfig | None) -> MixerConfig | None:
+    """The settings less what leaves the parameters as they are."""
+    if isinstance(mixer, Mamba1Config):
+        return replace(mixer, chunk_size=1, released_quirks=False)
     return mixer and replace(mixer, chunk_size=1)
 
 
 @torch.no_grad()
-def _fill(student: Decoder, teacher: Decoder) -> None:
-    """Copies every tensor that both have, then starts the new mixers."""
-    given = teacher.state_dict()
-    for name, tensor in student.state_dict().items():
-        if name in given and given[name].shape == tensor.shape:
-            tensor.copy_(given[name])
+def _fill(student: Decoder, teacher: Decoder, start: Start) -> None:
+    """Copies every tensor that both have, precision included, then starts the new mixers."""
+    own = student.state_dict().keys()
+    shared = {name: tensor for name, tensor in teacher.state_dict().items() if name in own}
+    # Not copied in place: a decoder in bfloat16 may have the rates of its mixers in float32.
+    copies = {name: tensor.clone() for name, tensor in shared.items()}
+    student.load_state_dict(copies, strict=False, assign=True)
+    if student.config.tie_embeddings:
+        student.lm_head.weight = student.model.embed_tokens.weight
     for new, old in zip(student.blocks, teacher.blocks, strict=True):
         if new.layer_type == LINEAR and old.layer_type == ATTENTION:
-            _start_mamba2(new.mamba, old.self_attn)
+            _begin(new.mamba, old.self_attn, start)
+
+
+def _begin(mixer: StateSpace, attention: Attention, start: Start) -> None:
+    mixer.reset_parameters()
+    if start == "attention":
+        _take_over(mixer, attention)
+    elif isinstance(mixer, DiscreteMamba2):
+        mixer.open_gate()
 
 
 @torch.no_grad()
-def _start_mamba2(mixer: Mamba2, attention: Attention) -> None:
-    config = mixer.config
-    repeats = attention.heads // attention.kv_heads
-    split = attention.head_dim
-    # Views into the rows of in_proj, which are ordered z | x | B | C | dt.
-    sizes = [config.inner, config.inner] + [config.groups * config.state_size] * 2 + [config.heads]
-    _, x, b, c, _ = mixer.in_proj.weight.split(sizes)
-    x.copy_(_repeat_heads(attention.v_proj.weight, split, repeats))
-    keys = _repeat_heads(attention.k_proj.weight, split, repeats)
-    _first_states(b, config)[:] = keys.unflatten(0, (config.groups, split))
-    queries = attention.q_proj.weight
-    _first_states(c, config)[:] = queries.unflatten(0, (config.groups, split))
+def _take_over(mixer: StateSpace, attention: Attention) -> None:
+    match mixer:
+        case Mamba2():
+            # Attention forgets nothing, so decays start slow: A = -U(1/16, 1), not -U(1, 16).
+            mixer.A_log.sub_(math.log(16))
+        case DiscreteMamba2():
+            mixer.open_gate()
+    mixer.conv1d.pass_through()
+    x, b, c = mixer.rows()
+    match mixer:
+        case Mamba1():
+            # x and B stay shared among heads, as values and keys are; B and C have no bias.
+            x.copy_(attention.v_proj.weight)
+            b.copy_(attention.k_proj.weight)
+            c.copy_(attention.q_proj.weight)
+            if attention.v_proj.bias is not None:
+                mixer.conv1d.bias.copy_(mixer.repeat(attention.v_proj.bias))
+        case Mamba2() | DiscreteMamba2():
+            for rows, found in zip((x, b, c), _per_head(attention, "weight"), strict=True):
+                _first_channels(rows, attention)[:] = found
+            if attention.v_proj.bias is not None:
+                # The convolution starts as the identity, so its bias is added as theirs is.
+                biases = mixer.conv1d.bias.split([len(x), len(b), len(c)])
+                for bias, found in zip(biases, _per_head(attention, "bias"), strict=True):
+                    _first_channels(bias, attention)[:] = found
     mixer.out_proj.weight.copy_(attention.o_proj.weight)
-    _pass_through(mixer.conv1d)
-    mixer.reset_parameters()
-    # Attention forgets nothing, so decays start slow: A = -U(1/16, 1), not Mamba's -U(1, 16).
-    mixer.A_log.sub_(math.log(16))
 
 
-def _pass_through(conv: nn.Conv1d) -> None:
-    """Attention looks at single tokens, so the convolution starts by handing on the current one."""
-    assert conv.bias is not None
-    conv.bias.zero_()
-    conv.weight.zero_()
-    conv.weight[:, :, -1] = 1
+def _per_head(attention: Attention, part: str) -> list[Tensor]:
+    """Values, keys and queries of every query head: (H, head_dim, ...)."""
+    width, times = attention.head_dim, attention.heads // attention.kv_heads
+    v, k, q = (
+        getattr(projection, part)
+        for projection in (attention.v_proj, attention.k_proj, attention.q_proj)
+    )
+    return [
+        rows.unflatten(0, (attention.heads, width))
+        for rows in (repeat_heads(v, width, times), repeat_heads(k, width, times), q)
+    ]
 
 
-def _repeat_heads(weight: torch.Tensor, head_dim: int, repeats: int) -> torch.Tensor:
-    """Each key/value head's rows once for every query head that reads it."""
-    return weight.unflatten(0, (-1, head_dim)).repeat_interleave(repeats, dim=0).flatten(0, 1)
-
-
-def _first_states(rows: torch.Tensor, config: Mamba2Config) -> torch.Tensor:
-    """The rows of each group's first head_dim states, as a view (G, head_dim, D)."""
-    return rows.unflatten(0, (config.groups, config.state_size))[:, : config.head_dim]
+def _first_channels(rows: Tensor, attention: Attention) -> Tensor:
+    """Each head's first head_dim channels (a state may have more), as a view (H, head_dim, ...)."""
+    return rows.unflatten(0, (attention.heads, -1))[:, : attention.head_dim]

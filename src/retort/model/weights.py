@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from retort.model.config import LINEAR, DecoderConfig, from_hf, to_hf
+from retort.model import formats
+from retort.model.config import DecoderConfig
 from retort.model.decoder import Decoder
+from retort.model.formats import Reader, Tensors, Writer, mamba_in_llama
+from retort.model.formats.common import special_tokens, special_tokens_to_hf
 
 CONFIG = "config.json"
+MAMBA_CONFIG = "mamba_config.json"
 GENERATION = "generation_config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -31,6 +36,12 @@ DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+STORED: Mapping[str, torch.dtype] = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+}
+RATES = ("A_log", "dt_bias", ".D")
 
 
 def load(
@@ -38,50 +49,87 @@ def load(
 ) -> Decoder:
     """The decoder in a checkpoint folder, in `dtype` or as stored, ready to run on `device`.
 
+    The rates of state-space mixers (A_log, dt_bias, D) are never rounded to a smaller dtype: they
+    are few, and long sums of them decide what is remembered.
+
     Raises ValueError when the folder is missing, is no checkpoint, describes an architecture that
-    is not supported, or has missing, extra, misshapen or unreadable tensors.
+    is not supported, or has missing, extra, misshapen or unreadable tensors; all of it before the
+    weights are read.
     """
     folder = Path(folder)
-    config = read_config(folder)
-    with torch.device("meta"):
-        decoder = Decoder(config)
-    wanted = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in _native_tensors(folder, config):
-        if not (config.tie_embeddings and name == "lm_head.weight"):
-            tensors[name] = tensor.to(device=device, dtype=dtype or tensor.dtype)
-    if config.tie_embeddings and "model.embed_tokens.weight" in tensors:
+    reader, config = _open(folder)
+    decoder = empty(config)
+    check(folder)
+    stored = _native(reader, config, dict(_file_tensors(folder, device)), folder)
+    dtype = dtype or stored["model.embed_tokens.weight"].dtype
+    tensors = {name: _cast(name, tensor, dtype) for name, tensor in stored.items()}
+    if config.tie_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-    _check(folder, wanted, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     decoder.load_state_dict(tensors, strict=True, assign=True)
     if config.tie_embeddings:
         decoder.lm_head.weight = decoder.model.embed_tokens.weight
     return decoder.eval().requires_grad_(False)
 
 
+def check(folder: Path) -> dict[str, Tensor]:
+    """The tensors that a folder holds under this project's names, as shapes and dtypes alone.
+
+    Reads the heads of the files. Raises ValueError as `load` does.
+    """
+    reader, config = _open(folder)
+    try:
+        headers = _native(reader, config, dict(_headers(folder)), folder)
+    except RuntimeError as error:  # of a shape that cannot be split as the format says
+        raise ValueError(f"{folder}: its tensors do not fit its {CONFIG}: {error}") from None
+    wanted = {name: tuple(tensor.shape) for name, tensor in empty(config).state_dict().items()}
+    if config.tie_embeddings:
+        del wanted["lm_head.weight"]
+    _check(folder, wanted, {name: tuple(tensor.shape) for name, tensor in headers.items()})
+    return headers
+
+
+def empty(config: DecoderConfig) -> Decoder:
+    """A decoder without weights, on torch's `meta` device."""
+    with torch.device("meta"):
+        return Decoder(config)
+
+
 def save(
     decoder: Decoder, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> None:
-    """Writes a checkpoint folder that transformers reads: Llama, or GraniteMoeHybrid for students.
+    """Writes a checkpoint folder: of the teacher's family where all layers are attention, as
+    GraniteMoeHybrid where its mixers are stock Mamba-2, else in a format of Retort's own.
 
     The folder is written aside and renamed, so it is complete or absent; a checkpoint that was
-    there before is replaced. Raises ValueError for a folder that holds something else, and for a
-    decoder that the format cannot represent.
+    there before is replaced. Raises ValueError for a folder that holds something else.
     """
-    folder = Path(folder)
+    write(decoder, Path(folder), formats.writer(decoder.config), tokenizer)
+
+
+def write(
+    decoder: Decoder,
+    folder: Path,
+    writer: Writer,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> None:
+    """`save` in a given format; `texts` are further files of the folder, by name."""
     check_target(folder)
     dtype = str(decoder.lm_head.weight.dtype).removeprefix("torch.")
-    config = to_hf(decoder.config, dtype)
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    _write_json(aside / CONFIG, config)
-    _write_json(aside / GENERATION, _generation(config))
-    _save_tensors(_stored_tensors(decoder), aside)
+    _write_json(aside / CONFIG, writer.config(decoder.config, dtype))
+    _write_json(aside / GENERATION, special_tokens_to_hf(decoder.config))
+    tensors = {name: tensor.detach() for name, tensor in decoder.state_dict().items()}
+    written = writer.tensors(tensors, decoder.config)
+    _save_tensors({name: tensor.cpu().contiguous() for name, tensor in written.items()}, aside)
     for path in aside.glob("*.safetensors"):
         shutil.copymode(aside / CONFIG, path)  # safetensors makes files that only the owner reads
     if tokenizer is not None:
         tokenizer.save_pretrained(aside)
+    for name, text in (texts or {}).items():
+        (aside / name).write_text(text, encoding="utf-8")
     _swap(aside, folder)
 
 
@@ -101,22 +149,35 @@ def _is_checkpoint(folder: Path) -> bool:
 
 def read_config(folder: Path) -> DecoderConfig:
     """The decoder that a folder's `config.json` describes, with the stop tokens of generation."""
+    return _open(folder)[1]
+
+
+def format_name(folder: Path) -> str:
+    """What the folder's format is called: an architecture of transformers, or a project."""
+    return _open(folder)[0].name
+
+
+def _open(folder: Path) -> tuple[Reader, DecoderConfig]:
+    """How the folder is read, and what it describes."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; a model is a Hugging Face checkpoint folder")
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder}: no checkpoint here ({CONFIG} is missing)")
     values = _read_json(folder / CONFIG)
+    if (folder / MAMBA_CONFIG).is_file():
+        values[mamba_in_llama.KEY] = _read_json(folder / MAMBA_CONFIG)
     try:
-        config = from_hf(values)
-    except ValueError as error:
+        reader = formats.reader(values)
+        config = reader.config(values)
+    except KeyError as error:
+        raise ValueError(f"{folder / CONFIG}: no key {error} in the configuration") from None
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from None
     if not (folder / GENERATION).is_file():
-        return config
+        return reader, config
     # Chat models often list more stop tokens here than in config.json.
-    eos = _read_json(folder / GENERATION).get("eos_token_id")
-    if eos is None:
-        return config
-    return replace(config, eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,))
+    eos = special_tokens(_read_json(folder / GENERATION))["eos_token_ids"]
+    return reader, replace(config, eos_token_ids=eos or config.eos_token_ids)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -133,30 +194,48 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _generation(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-
-
 # ---------------------------------------------------------------- reading
 
 
-def _native_tensors(folder: Path, config: DecoderConfig) -> Iterator[tuple[str, Tensor]]:
-    """The folder's tensors under this project's names (Llama's)."""
-    granite = LINEAR in config.layer_types
-    for name, tensor in _file_tensors(folder):
-        if name.endswith("rotary_emb.inv_freq"):  # a constant that old exports carry along
-            continue
-        yield from _from_granite(name, tensor) if granite else [(name, tensor)]
+def _native(reader: Reader, config: DecoderConfig, tensors: Tensors, folder: Path) -> Tensors:
+    """The folder's tensors under this project's names; a tied head is not one of them."""
+    try:
+        return formats.untied(reader.tensors(tensors, config), config)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
 
 
-def _file_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    kept = name.endswith(RATES)
+    return tensor.to(torch.promote_types(tensor.dtype, dtype) if kept else dtype)
+
+
+def _file_tensors(folder: Path, device: str | torch.device) -> Iterator[tuple[str, Tensor]]:
     for path in _tensor_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  # not a dict
-                    yield name, file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: damaged or truncated safetensors file ({error})") from None
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118  # not a dict
+                yield name, file.get_tensor(name).to(device)
+
+
+def _headers(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names, shapes and dtypes, as tensors without data."""
+    for path in _tensor_files(folder):
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118  # not a dict
+                part = file.get_slice(name)
+                stored = part.get_dtype()
+                if stored not in STORED:
+                    raise ValueError(f"{path}: {name} is stored as {stored}, which is not read")
+                yield name, torch.empty(part.get_shape(), dtype=STORED[stored], device="meta")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged or truncated safetensors file ({error})") from None
 
 
 def _tensor_files(folder: Path) -> list[Path]:
@@ -164,7 +243,10 @@ def _tensor_files(folder: Path) -> list[Path]:
         weight_map = _read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict):
             raise ValueError(f"{folder / INDEX}: no weight_map from tensors to files in it")
-        names = sorted(set(weight_map.values()))
+        names = sorted({str(name) for name in weight_map.values()})
+        outside = [name for name in names if Path(name).name != name]
+        if outside:
+            raise ValueError(f"{folder / INDEX}: {outside[0]} is no file of this folder")
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ValueError(f"{folder}: missing {', '.join(missing)}, which {INDEX} names")
@@ -195,42 +277,6 @@ def _some(what: str, names: set[str]) -> str:
     shown = ", ".join(sorted(names)[:3])
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{what} {shown}{more}" if names else ""
-
-
-# ---------------------------------------------------------------- GraniteMoeHybrid names
-
-
-def _from_granite(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
-    if name.endswith("shared_mlp.input_linear.weight"):
-        prefix = name.removesuffix("shared_mlp.input_linear.weight")
-        gate, up = tensor.chunk(2)
-        return [
-            (f"{prefix}mlp.gate_proj.weight", gate.contiguous()),
-            (f"{prefix}mlp.up_proj.weight", up.contiguous()),
-        ]
-    return [(name.replace("shared_mlp.output_linear", "mlp.down_proj"), tensor)]
-
-
-def _stored_tensors(decoder: Decoder) -> dict[str, Tensor]:
-    """The decoder's tensors under the names of the format it is saved in."""
-    tensors = {name: tensor.detach() for name, tensor in decoder.state_dict().items()}
-    if decoder.config.tie_embeddings:
-        del tensors["lm_head.weight"]
-    if LINEAR in decoder.config.layer_types:
-        tensors = _to_granite(tensors)
-    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _to_granite(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    stored: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if name.endswith("mlp.gate_proj.weight"):
-            prefix = name.removesuffix("mlp.gate_proj.weight")
-            up = tensors[f"{prefix}mlp.up_proj.weight"]
-            stored[f"{prefix}shared_mlp.input_linear.weight"] = torch.cat([tensor, up])
-        elif not name.endswith("mlp.up_proj.weight"):
-            stored[name.replace("mlp.down_proj", "shared_mlp.output_linear")] = tensor
-    return stored
 
 
 # ---------------------------------------------------------------- writing

@@ -3,14 +3,18 @@
 Shape suffixes: P problems, M models, R bootstrap resamples.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from math import floor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from retort._version import __version__
 from retort.report.metrics import (
@@ -118,6 +122,18 @@ class Curves:
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, allow_nan=False, ensure_ascii=False)
+
+    @staticmethod
+    def read(path: Path) -> Curves:
+        """The curves of an earlier report. Raises ValueError when the file holds none."""
+        text = path.read_bytes()
+        try:
+            return TypeAdapter(Curves).validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            why = f"{place}: {first['msg']}" if place else first["msg"]
+            raise ValueError(f"{path}: not the curves.json of a report ({why})") from None
 
 
 def build(

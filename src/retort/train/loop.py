@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -26,12 +27,22 @@ from retort import console
 from retort.data.chat import check_same_tokenizer, load_tokenizer, train_tokenizer
 from retort.data.text import Batch, Packer, open_source
 from retort.model import weights
-from retort.model.config import ATTENTION, LINEAR, DecoderConfig
+from retort.model.config import ATTENTION, LINEAR, DecoderConfig, LayerType
 from retort.model.decoder import Decoder
 from retort.model.devices import open_device
-from retort.model.transplant import keep_attention, transplant
-from retort.recipe import Continued, DistillRecipe, Fresh, Stage, Transplanted
-from retort.train import checkpoint
+from retort.model.transplant import as_paper, every, keep_attention, mixer_config, transplant
+from retort.recipe import (
+    Continued,
+    DistillRecipe,
+    Fresh,
+    KeepEvery,
+    KeepImportant,
+    KeepLayers,
+    KeepPaper,
+    Stage,
+    Transplanted,
+)
+from retort.train import checkpoint, importance
 from retort.train.objectives import evaluate, trainable
 from retort.train.schedule import adamw, learning_rate, not_frozen
 
@@ -130,9 +141,9 @@ def _prepare(recipe: DistillRecipe) -> Job:
     match recipe.student:
         case Transplanted() as spec:
             assert teacher is not None and recipe.teacher is not None
-            types = keep_attention(teacher.config.layers, spec.keep_attention)
-            student = transplant(teacher, types, spec.mixer, **spec.settings.model_dump())
             tokenizer = load_tokenizer(recipe.teacher)
+            source = _open_source_model(recipe, spec, teacher, tokenizer)
+            student = _transplanted(recipe, spec, source, tokenizer)
         case Fresh() as spec:
             tokenizer = _fresh_tokenizer(recipe, spec)
             student = _fresh_student(spec, tokenizer).to(device)
@@ -147,6 +158,48 @@ def _prepare(recipe: DistillRecipe) -> Job:
         not_frozen(trainable(student, stage.objective), stage.freeze)
         open_source(stage.data, tokenizer, recipe.seed)
     return Job(recipe, student.train(), teacher, tokenizer)
+
+
+def _open_source_model(
+    recipe: DistillRecipe, spec: Transplanted, teacher: Decoder, tokenizer: PreTrainedTokenizerBase
+) -> Decoder:
+    """What the student is made from: the teacher, or a student that is taken further."""
+    if spec.source is None:
+        return teacher
+    check_same_tokenizer(tokenizer, load_tokenizer(spec.source), spec.source)
+    return weights.load(spec.source, torch.float32, teacher.device)
+
+
+def _transplanted(
+    recipe: DistillRecipe, spec: Transplanted, source: Decoder, tokenizer: PreTrainedTokenizerBase
+) -> Decoder:
+    settings = spec.settings.model_dump()
+    types = _layer_types(recipe, spec, source, tokenizer)
+    torch.manual_seed(recipe.seed)  # the same student whether or not layers were measured just now
+    return transplant(source, types, spec.mixer, start=spec.initial, **settings)
+
+
+def _layer_types(
+    recipe: DistillRecipe, spec: Transplanted, source: Decoder, tokenizer: PreTrainedTokenizerBase
+) -> list[LayerType]:
+    """Which layers of the student are attention; those that are not in the source cannot be."""
+    layers = source.config.layers
+    match spec.keep_attention:
+        case KeepLayers(layers=kept):
+            return keep_attention(layers, kept)
+        case KeepEvery(step=step):
+            return every(layers, step)
+        case KeepPaper():
+            return as_paper(layers)
+        case KeepImportant() as keep:
+            mixer = mixer_config(source.config, spec.mixer, **spec.settings.model_dump())
+            measure = partial(
+                importance.measure, source, mixer, spec.initial, keep, tokenizer, recipe.seed
+            )
+            costs = importance.remembered(
+                work_folder(recipe.out), _identity(recipe), measure, recipe.force
+            )
+            return keep_attention(layers, importance.highest(costs, keep.count))
 
 
 def _check_out(recipe: DistillRecipe) -> None:

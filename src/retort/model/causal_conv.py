@@ -1,0 +1,51 @@
+"""The short convolution in front of a state-space mixer, as a module.
+
+Shapes: B rows, T tokens, E channels, K taps, W = K - 1 past inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from retort.model.context import Context
+from retort.model.state import MambaState
+from retort.ops import conv
+
+
+class CausalConv(nn.Module):
+    """A causal depthwise convolution with the parameters, and their shapes, of `nn.Conv1d`."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        bound = width**-0.5
+        self.weight = nn.Parameter(torch.empty(channels, 1, width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
+
+    def forward(self, x_BTE: Tensor, context: Context, state: MambaState | None) -> Tensor:
+        """The outputs y_BTE; with a state, its past inputs come first and are updated in place."""
+        weight_EK = self.weight.squeeze(1)
+        if state is None:
+            return conv.scan(x_BTE, weight_EK, self.bias, None, context.document_BT)
+        if x_BTE.shape[1] == 1 and context.valid_BT is None:
+            y_BE, past_BWE = conv.step(x_BTE.squeeze(1), weight_EK, self.bias, state.conv_BWE)
+            state.conv_BWE.copy_(past_BWE)
+            return y_BE[:, None]
+        before_BWE = state.conv_BWE.clone()
+        count_B = context.count_B
+        if count_B is None:
+            count_B = torch.full(x_BTE.shape[:1], x_BTE.shape[1], device=x_BTE.device)
+        state.conv_BWE.copy_(conv.last_inputs(x_BTE, self.width, count_B, before_BWE))
+        return conv.scan(x_BTE, weight_EK, self.bias, before_BWE, context.document_BT)
+
+    def empty_past(self, batch: int) -> Tensor:
+        """The past inputs of rows that have read nothing, conv_BWE."""
+        return self.weight.new_zeros(batch, self.width - 1, self.weight.shape[0])
+
+    @torch.no_grad()
+    def pass_through(self) -> None:
+        """Makes it hand on the current input."""
+        self.bias.zero_()
+        self.weight.zero_()
+        self.weight[:, :, -1] = 1
