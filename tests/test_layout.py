@@ -24,10 +24,12 @@ LIBRARY: dict[str, set[str]] = LEAVES | {
     "grade": RUNS,
     "report": RUNS,
     "bench": {"recipe", "console", "ops", "model", "data", "sample", "train"},
+    "inspection": {"console", "model"},
+    "publishing": {"recipe", "console", "model", "data", "report", "inspection"},
 }
 EDGES: dict[str, set[str]] = LIBRARY | {
     "_version": set(),
-    "retort": {"model", "sample", "grade", "report"},
+    "retort": {"model", "sample", "grade", "report", "publishing"},
     "demo": {"retort", *LIBRARY},
     "cli": {"retort", "demo", *LIBRARY},
     "__main__": {"cli"},

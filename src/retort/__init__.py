@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from retort.model.decoder import Decoder
     from retort.model.transplant import transplant
     from retort.model.weights import load, save
+    from retort.publishing import publish
     from retort.sample.engine import Completion, Engine
     from retort.sample.tokens import SamplingParams
 
@@ -27,6 +28,7 @@ __all__ = [
     "__version__",
     "grade",
     "load",
+    "publish",
     "report",
     "save",
     "transplant",
@@ -39,6 +41,7 @@ _HOME: Final = {
     "Engine": "retort.sample.engine",
     "SamplingParams": "retort.sample.tokens",
     "load": "retort.model.weights",
+    "publish": "retort.publishing",
     "save": "retort.model.weights",
     "transplant": "retort.model.transplant",
 }

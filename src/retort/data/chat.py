@@ -12,6 +12,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 # Llama's template writes today's date into the system prompt; a run must not depend on it.
 PINNED_DATE = "26 Jul 2024"
 
+# What transformers remembers of a folder as if it belonged to the tokenizer, and saves with it.
+_OF_THIS_LOADING = ("is_local", "local_files_only")
+
 USER, ASSISTANT, END, PAD = "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
 TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
@@ -32,10 +35,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(f"{folder}: no tokenizer here (tokenizer_config.json is missing)")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises nothing narrower
         reason = " ".join(str(error).split())
         raise ValueError(f"{folder}: its tokenizer cannot be read ({reason})") from None
+    for key in _OF_THIS_LOADING:
+        tokenizer.init_kwargs.pop(key, None)
+    return tokenizer
 
 
 def check_same_tokenizer(

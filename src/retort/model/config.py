@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from pydantic import PositiveFloat, PositiveInt  # checked in what is read from a file
+
 LayerType = Literal["full_attention", "linear_attention"]
 ATTENTION: LayerType = "full_attention"
 LINEAR: LayerType = "linear_attention"
@@ -22,19 +24,19 @@ class Llama3Rope:
     factor: float
     low_freq_factor: float
     high_freq_factor: float
-    original_max_position: int
+    original_max_position: PositiveInt
 
 
 @dataclass(frozen=True)
 class _StateSpaceDual:
     """The geometry that both Mamba-2 mixers share: head h reads group h // (heads / groups)."""
 
-    heads: int
-    head_dim: int
-    state_size: int
-    groups: int
-    conv_width: int = 4
-    chunk_size: int = 64
+    heads: PositiveInt
+    head_dim: PositiveInt
+    state_size: PositiveInt
+    groups: PositiveInt
+    conv_width: PositiveInt = 4
+    chunk_size: PositiveInt = 64
 
     def __post_init__(self) -> None:
         if self.heads % self.groups:
@@ -81,13 +83,13 @@ class Mamba1Config:
     repeats pieces of `state_size` channels instead of whole heads.
     """
 
-    heads: int
-    kv_heads: int
-    head_dim: int
-    dt_rank: int
-    state_size: int = 16
-    conv_width: int = 4
-    chunk_size: int = 16
+    heads: PositiveInt
+    kv_heads: PositiveInt
+    head_dim: PositiveInt
+    dt_rank: PositiveInt
+    state_size: PositiveInt = 16
+    conv_width: PositiveInt = 4
+    chunk_size: PositiveInt = 16
     released_quirks: bool = False
     kind: Literal["mamba1"] = "mamba1"
 
@@ -131,17 +133,17 @@ class DecoderConfig:
     `qkv_bias` (Qwen2) and `qk_norm` (Qwen3) are of the attention layers.
     """
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
+    vocab_size: PositiveInt
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
     layer_types: tuple[LayerType, ...]
-    heads: int
-    kv_heads: int
-    head_dim: int
+    heads: PositiveInt
+    kv_heads: PositiveInt
+    head_dim: PositiveInt
     norm_eps: float = 1e-5
-    rope_theta: float = 10_000.0
+    rope_theta: PositiveFloat = 10_000.0
     rope_scaling: Llama3Rope | None = None
-    max_position: int = 2048
+    max_position: PositiveInt = 2048
     tie_embeddings: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False

@@ -62,7 +62,8 @@ def load(
     check(folder)
     stored = _native(reader, config, dict(_file_tensors(folder, device)), folder)
     dtype = dtype or stored["model.embed_tokens.weight"].dtype
-    tensors = {name: _cast(name, tensor, dtype) for name, tensor in stored.items()}
+    # Popped one by one, so that a model is never in memory in two dtypes.
+    tensors = {name: _cast(name, stored.pop(name), dtype) for name in list(stored)}
     if config.tie_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     decoder.load_state_dict(tensors, strict=True, assign=True)
@@ -79,7 +80,7 @@ def check(folder: Path) -> dict[str, Tensor]:
     reader, config = _open(folder)
     try:
         headers = _native(reader, config, dict(_headers(folder)), folder)
-    except RuntimeError as error:  # of a shape that cannot be split as the format says
+    except (RuntimeError, IndexError) as error:  # of a shape that the format cannot split
         raise ValueError(f"{folder}: its tensors do not fit its {CONFIG}: {error}") from None
     wanted = {name: tuple(tensor.shape) for name, tensor in empty(config).state_dict().items()}
     if config.tie_embeddings:
@@ -176,14 +177,18 @@ def _open(folder: Path) -> tuple[Reader, DecoderConfig]:
     if not (folder / GENERATION).is_file():
         return reader, config
     # Chat models often list more stop tokens here than in config.json.
-    eos = special_tokens(_read_json(folder / GENERATION))["eos_token_ids"]
+    values = _read_json(folder / GENERATION)
+    try:
+        eos = special_tokens(values)["eos_token_ids"]
+    except ValueError as error:
+        raise ValueError(f"{folder / GENERATION}: {error}") from None
     return reader, replace(config, eos_token_ids=eos or config.eos_token_ids)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a JSON object was expected")

@@ -30,7 +30,10 @@ def reader(values: Values) -> Reader:
         return mamba_in_llama.READER
     if llamba.describes(values):
         return llamba.READER
-    name = (values.get("architectures") or ["none"])[0]
+    names = values.get("architectures") or ["none"]
+    if not isinstance(names, list) or not isinstance(names[0], str):
+        raise ValueError(f"architectures {names!r}: a list of names was expected")
+    name = names[0]
     if name not in _READERS:
         known = ", ".join(sorted([*_READERS, "Llamba", "MambaInLlama"]))
         raise ValueError(f"architecture {name}; supported are {known}")

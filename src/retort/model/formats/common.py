@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from retort.model.config import DecoderConfig, Llama3Rope
+from retort.model.formats import keys
 
 Values = Mapping[str, Any]
 Tensors = dict[str, Tensor]
@@ -22,7 +23,7 @@ Tensors = dict[str, Tensor]
 class Reader:
     """A folder format that is read: its `config.json`, and its tensors under this project's names.
 
-    Both raise ValueError for what is not supported.
+    Both raise ValueError for what is not supported. `tensors` may empty the dictionary it is given.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Writer:
 
 def shared_from_hf(values: Values) -> dict[str, Any]:
     """The fields of DecoderConfig that all Hugging Face configs spell alike."""
+    keys.check(values, keys.HUGGING_FACE)
     if values.get("hidden_act", "silu") != "silu":
         raise ValueError(f"hidden_act {values['hidden_act']!r}: only 'silu' is supported")
     theta, scaling = _rope_from_hf(values)
@@ -60,13 +62,14 @@ def shared_from_hf(values: Values) -> dict[str, Any]:
         "rope_theta": theta,
         "rope_scaling": scaling,
         "max_position": values["max_position_embeddings"],
-        "tie_embeddings": values.get("tie_word_embeddings", False),
+        "tie_embeddings": bool(values.get("tie_word_embeddings")),
         **special_tokens(values),
     }
 
 
 def special_tokens(values: Values) -> dict[str, Any]:
     """The fields of DecoderConfig for token ids with a meaning."""
+    keys.check(values, keys.TOKENS)
     eos = values.get("eos_token_id")
     return {
         "bos_token_id": values.get("bos_token_id"),

@@ -27,8 +27,9 @@ ARCHITECTURES: Mapping[Family, str] = {
     "qwen3": "Qwen3ForCausalLM",
 }
 
-# A Qwen3 configuration without the key means this, and not hidden_size / heads.
-QWEN3_HEAD_DIM = 128
+# What a configuration without the key means.
+QWEN3_HEAD_DIM = 128  # and not hidden_size / heads
+SLIDING_WINDOW = 4096
 
 
 def read_config(values: Values, family: Family) -> DecoderConfig:
@@ -52,9 +53,8 @@ def read_config(values: Values, family: Family) -> DecoderConfig:
 
 def _check_window(values: Values, family: Family) -> None:
     """Refuses sliding windows that would be felt. Qwen names one even where it is switched off."""
-    window = values.get("sliding_window")
-    if family.startswith("qwen") and not values.get("use_sliding_window"):
-        window = None
+    used = family == "mistral" or (family != "llama" and values.get("use_sliding_window"))
+    window = values.get("sliding_window", SLIDING_WINDOW) if used else None
     if window is not None and window < values["max_position_embeddings"]:
         raise ValueError(
             f"sliding_window {window} is not supported; up to {window} tokens it changes nothing, "

@@ -67,8 +67,8 @@ def _layer_types(values: Values) -> tuple[LayerType, ...]:
     if len(names) != values["num_hidden_layers"]:
         raise ValueError(f"layer_types: {len(names)} for {values['num_hidden_layers']} layers")
     null = values.get("null_layers") or []
-    if null not in ([], [len(names) - 1]):
-        raise ValueError(f"null_layers {null}: only the last layer can be one")
+    if null and (null != [len(names) - 1] or names[-1] not in (ATTENTION, _WRITTEN[ATTENTION])):
+        raise ValueError(f"null_layers {null}: only a last layer of attention can be one")
     return tuple(_READ.get(name, name) for name in names[: len(names) - len(null)])
 
 
@@ -108,14 +108,15 @@ def _mixer(values: Values) -> Mamba2Config:
 
 def _read_tensors(tensors: Tensors, config: DecoderConfig) -> Tensors:
     native: Tensors = {}
-    for name, tensor in tensors.items():
-        if name.startswith(f"model.layers.{config.layers}."):
+    for name in list(tensors):
+        tensor = tensors.pop(name)  # so that what is split is not kept twice
+        if _is_pure(config) and name.startswith(f"model.layers.{config.layers}."):
             _check_null(name, tensor, config)
         elif name.endswith("self_attn.o_proj.bias"):
             _check_zero(name, tensor)
         elif name.endswith("shared_mlp.input_linear.weight"):
             prefix = name.removesuffix("shared_mlp.input_linear.weight")
-            gate, up = tensor.chunk(2)
+            gate, up = tensor.tensor_split(2)
             native[f"{prefix}mlp.gate_proj.weight"] = gate.contiguous()
             native[f"{prefix}mlp.up_proj.weight"] = up.contiguous()
         else:
@@ -130,7 +131,7 @@ def _check_zero(name: str, tensor: Tensor) -> None:
 
 def _check_null(name: str, tensor: Tensor, config: DecoderConfig) -> None:
     """Both of the block's outputs must be zero, or leaving it out would change the model."""
-    writes = name.endswith(("o_proj.weight", "output_linear.weight"))
+    writes = name.endswith(("o_proj.weight", "o_proj.bias", "output_linear.weight"))
     if writes and not tensor.is_meta and tensor.any():
         raise ValueError(f"{name}: layer {config.layers} is in null_layers but is not null")
 
@@ -172,7 +173,7 @@ def _write_config(config: DecoderConfig, dtype: str) -> dict[str, Any]:
     null = [config.layers] if _is_pure(config) else []
     written = _with_null(config)
     return {
-        "architectures": [ARCHITECTURE],
+        "architectures": _architectures(config),
         "model_type": "granitemoehybrid",
         **shared_to_hf(written, dtype),
         "layer_types": [_WRITTEN[kind] for kind in written.layer_types],
@@ -197,6 +198,15 @@ def _write_config(config: DecoderConfig, dtype: str) -> dict[str, Any]:
         # A finite number: JSON has no infinity, and no softplus output comes near it.
         "time_step_limit": [0.0, 1e9],
     }
+
+
+def _architectures(config: DecoderConfig) -> list[str]:
+    """The first is what it is. llama.cpp's converter leaves RoPE out of hybrids that do not name
+    Bamba as well, so those that llama.cpp can run do.
+    """
+    if _is_pure(config) or _runtimes(config)["llama.cpp"]:
+        return [ARCHITECTURE]
+    return [ARCHITECTURE, "BambaForCausalLM"]
 
 
 def _is_pure(config: DecoderConfig) -> bool:
@@ -258,11 +268,14 @@ def _null_block(config: DecoderConfig, like: Tensor) -> Tensors:
 
 
 def _runtimes(config: DecoderConfig) -> dict[str, str]:
-    """llama.cpp's converter is the one with conditions of its own."""
+    """llama.cpp and its converter have conditions of their own."""
     assert config.mixer is not None
     reasons = []
     if config.mixer.inner != 2 * config.hidden_size:
-        reasons.append(f"needs mixers twice as wide as hidden_size, not {config.mixer.inner}")
+        reasons.append(
+            f"needs mixers twice as wide as hidden_size {config.hidden_size}, not "
+            f"{config.mixer.inner} (publish with --llama-cpp)"
+        )
     if config.rope_scaling and not _is_pure(config):
         reasons.append("cannot convert llama3 RoPE scaling in this format")
     served = dict.fromkeys(("transformers", "vLLM", "SGLang"), "")

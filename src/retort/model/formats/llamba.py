@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from retort.model.config import LINEAR, DecoderConfig, DiscreteMamba2Config
+from retort.model.formats import keys
 from retort.model.formats.common import Reader, Tensors, Values, special_tokens
 
 # Published configurations name no length: nothing in the model depends on a position.
@@ -22,6 +23,7 @@ def describes(values: Values) -> bool:
 
 
 def _config(values: Values) -> DecoderConfig:
+    keys.check(values, keys.LLAMBA)
     mlp, ssm = values["mlp_cfg"], values["ssm_cfg"]
     _check_supported(values, mlp, ssm)
     width = values["d_model"]

@@ -21,6 +21,7 @@ from retort.model.config import (
     Mamba2Config,
     MixerConfig,
 )
+from retort.model.formats import keys
 from retort.model.formats.common import Reader, Tensors, Values, repeat_heads
 from retort.model.formats.families import read_config
 
@@ -34,6 +35,7 @@ _NORM_EPS = 1e-5  # of the gated norm, fixed in the released code
 
 def _config(values: Values) -> DecoderConfig:
     mamba = values[KEY]
+    keys.check(mamba, keys.MAMBA_IN_LLAMA, KEY)
     base = read_config(values, "llama")
     quirks = mamba.get(QUIRKS, True)
     _check_supported(mamba, base)
@@ -64,7 +66,8 @@ def _check_supported(mamba: Values, base: DecoderConfig) -> None:
 
 
 def _mixer(mamba: Values, base: DecoderConfig, quirks: bool) -> MixerConfig:
-    inner, shared, ssm = mamba["d_inner"], mamba["d_xb"], mamba["ssm_cfg"]
+    shared, ssm = mamba["d_xb"], mamba["ssm_cfg"]
+    inner = mamba.get("d_inner") or ssm.get("expand", 2) * base.hidden_size
     if inner % base.head_dim or shared % base.head_dim:
         raise ValueError(f"{KEY}: d_inner and d_xb are no multiples of head_dim {base.head_dim}")
     if "ngroups" in ssm:  # only the Mamba-2 kind has groups
@@ -104,17 +107,16 @@ def _rank(ssm: Values, base: DecoderConfig) -> int:
 
 
 def _tensors(tensors: Tensors, config: DecoderConfig) -> Tensors:
-    native = dict(tensors)
     for i in config.attention_layers:
-        _split_attention(native, f"model.layers.{i}.", config)
+        _split_attention(tensors, f"model.layers.{i}.", config)
     for i in config.linear_layers:
         prefix = f"model.layers.{i}.mamba."
         if isinstance(config.mixer, Mamba2Config):
-            _spread_mamba2(native, prefix, config.mixer)
+            _spread_mamba2(tensors, prefix, config.mixer)
         elif isinstance(config.mixer, Mamba1Config):
-            _fuse_mamba1(native, prefix)
-            _spread_conv(native, prefix, config.mixer)
-    return native
+            _fuse_mamba1(tensors, prefix)
+            _spread_conv(tensors, prefix, config.mixer)
+    return tensors
 
 
 def _split_attention(tensors: Tensors, prefix: str, config: DecoderConfig) -> None:

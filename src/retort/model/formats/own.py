@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from retort.model.config import DecoderConfig
+from retort.model.formats import keys
 from retort.model.formats.common import (
     Reader,
     Tensors,
@@ -31,9 +32,7 @@ def _read_config(values: Values) -> DecoderConfig:
     try:
         config = _CONFIG.validate_python(given)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in ("decoder", *first["loc"]))
-        raise ValueError(f"{place}: {first['msg']}") from None
+        raise ValueError(keys.first_problem(error, "decoder")) from None
     _check_known("decoder", given, asdict(config))
     return config
 
