@@ -20,7 +20,7 @@ from retort.model.decoder import Decoder
 from retort.sample.engine import Engine
 from retort.store import Run
 
-COMMANDS = ("demo", "distill", "sample", "grade", "report", "bench")
+COMMANDS = ("demo", "distill", "sample", "grade", "report", "bench", "inspect", "publish")
 # Typer itself imports pydantic, which is quick; reading a recipe's models is not needed for help.
 HEAVY = {"torch", "transformers", "datasets", "pyarrow", "duckdb", "altair", "numpy"}
 LATER = {"retort.recipe", "retort.store", "retort.demo"}
@@ -262,7 +262,7 @@ def test_unknown_option(command: Command) -> None:
         ("sampling.n=many", "sampling.n: input should be a valid integer"),
         ("sampling.n=0", "sampling.n: input should be greater than 0, not 0"),
         ("sampling.top_p=2", "sampling.top_p: input should be less than or equal to 1"),
-        ("problems.kind=riddles", "problems: input tag 'riddles'"),
+        ("problems.kind=riddles", "problems: kind 'riddles' is not known"),
         ("prompt=Solve this.", "prompt: must contain {question}"),
         ("device=abacus", "device 'abacus' cannot be used here"),
         ("sampling.max_tokens=5000", "sampling.max_tokens = 5000: with a prompt of"),
