@@ -4,8 +4,6 @@ Everything follows from the configuration; nothing is built or measured. A multi
 FLOPs, and only products and recurrences count: norms, gates, activations, RoPE, softmax and
 sampling do not. Weights, caches and logits have `dtype_bytes` bytes a number; recurrent states are
 always in float32.
-
-D model width, E inner width, N state, K convolution taps, V vocabulary.
 """
 
 from __future__ import annotations
@@ -170,7 +168,7 @@ def prefill_flops(config: DecoderConfig, length: int) -> Flops:
     last token's logits only saves nearly all of it.
     """
     linear = _parallel(_mixer(config)) if config.linear_layers else 0.0
-    return _flops(config, _attention(config, length), linear)
+    return _flops(config, _attention(config, (length + 1) / 2), linear)
 
 
 def train_flops(config: DecoderConfig, length: int) -> float:
