@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -27,7 +26,7 @@ from retort import console
 from retort.data.chat import check_same_tokenizer, load_tokenizer, train_tokenizer
 from retort.data.text import Batch, Packer, open_source
 from retort.model import weights
-from retort.model.config import ATTENTION, LINEAR, DecoderConfig, LayerType
+from retort.model.config import ATTENTION, LINEAR, DecoderConfig, LayerType, Mamba1Config
 from retort.model.decoder import Decoder
 from retort.model.devices import open_device
 from retort.model.transplant import as_paper, every, keep_attention, mixer_config, transplant
@@ -35,6 +34,7 @@ from retort.recipe import (
     Continued,
     DistillRecipe,
     Fresh,
+    Keep,
     KeepEvery,
     KeepImportant,
     KeepLayers,
@@ -65,12 +65,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Job:
-    """What the recipe's folders hold, in memory."""
+    """What the recipe's folders hold, in memory, and what the layers that it measures cost."""
 
     recipe: DistillRecipe
     student: Decoder
     teacher: Decoder | None
     tokenizer: PreTrainedTokenizerBase
+    costs: dict[int, float] = field(default_factory=dict)
 
     @property
     def work(self) -> Path:
@@ -99,6 +100,8 @@ def distill(recipe: DistillRecipe) -> Path:
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     (work / "recipe.json").write_text(_identity(recipe), encoding="utf-8")
+    if job.costs:
+        importance.remember(work, _identity(recipe), job.costs)
     progress, optimizer_state = _resume(job)
     log = console.MetricsLog(work / "metrics.jsonl")
     log.truncate_after(_global_step(recipe, progress))
@@ -135,7 +138,7 @@ def _prepare(recipe: DistillRecipe) -> Job:
     _check_out(recipe)
     torch.manual_seed(recipe.seed)
     device = open_device(recipe.device)
-    teacher = None
+    teacher, costs = None, dict[int, float]()
     if recipe.teacher is not None:
         teacher = weights.load(recipe.teacher, torch.float32, device)
     match recipe.student:
@@ -143,7 +146,9 @@ def _prepare(recipe: DistillRecipe) -> Job:
             assert teacher is not None and recipe.teacher is not None
             tokenizer = load_tokenizer(recipe.teacher)
             source = _open_source_model(recipe, spec, teacher, tokenizer)
-            student = _transplanted(recipe, spec, source, tokenizer)
+            costs = _costs(recipe, spec, source, tokenizer)
+            torch.manual_seed(recipe.seed)  # whether or not layers were measured just now
+            student = _transplanted(spec, source, costs)
         case Fresh() as spec:
             tokenizer = _fresh_tokenizer(recipe, spec)
             student = _fresh_student(spec, tokenizer).to(device)
@@ -157,7 +162,7 @@ def _prepare(recipe: DistillRecipe) -> Job:
     for stage in recipe.stages:
         not_frozen(trainable(student, stage.objective), stage.freeze)
         open_source(stage.data, tokenizer, recipe.seed)
-    return Job(recipe, student.train(), teacher, tokenizer)
+    return Job(recipe, student.train(), teacher, tokenizer, costs)
 
 
 def _open_source_model(
@@ -166,40 +171,44 @@ def _open_source_model(
     """What the student is made from: the teacher, or a student that is taken further."""
     if spec.source is None:
         return teacher
+    source = weights.load(spec.source, torch.float32, teacher.device)
     check_same_tokenizer(tokenizer, load_tokenizer(spec.source), spec.source)
-    return weights.load(spec.source, torch.float32, teacher.device)
+    return source
 
 
-def _transplanted(
+def _costs(
     recipe: DistillRecipe, spec: Transplanted, source: Decoder, tokenizer: PreTrainedTokenizerBase
-) -> Decoder:
+) -> dict[int, float]:
+    """What replacing each layer costs, where that decides which are; nothing is written yet."""
+    keep = spec.keep_attention
+    if not isinstance(keep, KeepImportant):
+        return {}
+    known = importance.remembered(work_folder(recipe.out), _identity(recipe))
+    if known is not None and not recipe.force:
+        return known
+    mixer = mixer_config(source.config, spec.mixer, **spec.settings.model_dump())
+    return importance.measure(source, mixer, spec.initial, keep, tokenizer, recipe.seed)
+
+
+def _transplanted(spec: Transplanted, source: Decoder, costs: dict[int, float]) -> Decoder:
+    types = _layer_types(spec.keep_attention, source.config.layers, costs)
     settings = spec.settings.model_dump()
-    types = _layer_types(recipe, spec, source, tokenizer)
-    torch.manual_seed(recipe.seed)  # the same student whether or not layers were measured just now
     return transplant(source, types, spec.mixer, start=spec.initial, **settings)
 
 
-def _layer_types(
-    recipe: DistillRecipe, spec: Transplanted, source: Decoder, tokenizer: PreTrainedTokenizerBase
-) -> list[LayerType]:
+def _layer_types(keep: Keep, layers: int, costs: dict[int, float]) -> list[LayerType]:
     """Which layers of the student are attention; those that are not in the source cannot be."""
-    layers = source.config.layers
-    match spec.keep_attention:
-        case KeepLayers(layers=kept):
-            return keep_attention(layers, kept)
-        case KeepEvery(step=step):
-            return every(layers, step)
+    match keep:
+        case KeepLayers():
+            return keep_attention(layers, keep.layers)
+        case KeepEvery():
+            return every(layers, keep.step)
         case KeepPaper():
             return as_paper(layers)
-        case KeepImportant() as keep:
-            mixer = mixer_config(source.config, spec.mixer, **spec.settings.model_dump())
-            measure = partial(
-                importance.measure, source, mixer, spec.initial, keep, tokenizer, recipe.seed
-            )
-            costs = importance.remembered(
-                work_folder(recipe.out), _identity(recipe), measure, recipe.force
-            )
-            return keep_attention(layers, importance.highest(costs, keep.count))
+        case KeepImportant():
+            kept = importance.highest(costs, keep.count)
+            console.say(f"attention stays in layers {', '.join(map(str, kept)) or 'none'}")
+            return keep_attention(layers, kept)
 
 
 def _check_out(recipe: DistillRecipe) -> None:
@@ -228,6 +237,21 @@ def _check_shapes(recipe: DistillRecipe, student: Decoder, teacher: Decoder | No
         ours, theirs = getattr(student.config, key), getattr(teacher.config, key)
         if ours != theirs:
             raise ValueError(f"student: {key} is {ours}, but the teacher's is {theirs}")
+    if "mixing_matrices" in kinds:
+        _check_matrices(student, teacher)
+
+
+def _check_matrices(student: Decoder, teacher: Decoder) -> None:
+    """A matrix for each head on either side."""
+    mixer = student.config.mixer
+    if isinstance(mixer, Mamba1Config):
+        raise ValueError("student: mamba1 has no mixing matrices to match; leave that stage out")
+    assert mixer is not None
+    if mixer.heads != teacher.config.heads:
+        raise ValueError(
+            f"student: its mixers have {mixer.heads} heads and the teacher's attention has "
+            f"{teacher.config.heads}: mixing_matrices compares head with head, leave that stage out"
+        )
 
 
 def _fresh_tokenizer(recipe: DistillRecipe, spec: Fresh) -> PreTrainedTokenizerBase:

@@ -101,7 +101,7 @@ class _MambaInLlamaMixer(TypedDict, total=False):
 
 
 class _MambaInLlama(TypedDict, total=False):
-    d_inner: PositiveInt
+    d_inner: PositiveInt | None
     d_xb: PositiveInt
     attn_layers: list[int]
     ssm_cfg: _MambaInLlamaMixer
