@@ -10,8 +10,22 @@ import numpy as np
 import pytest
 import torch
 
-from retort.model.config import ATTENTION, LINEAR, DecoderConfig, Mamba2Config
+from retort.model.config import (
+    ATTENTION,
+    LINEAR,
+    DecoderConfig,
+    DiscreteMamba2Config,
+    Mamba1Config,
+    Mamba2Config,
+    MixerConfig,
+)
 from retort.model.decoder import Decoder
+
+MIXERS: dict[str, MixerConfig] = {
+    "m": Mamba2Config(heads=4, head_dim=16, state_size=8, groups=2, chunk_size=4),
+    "d": DiscreteMamba2Config(heads=4, head_dim=12, state_size=6, groups=2, chunk_size=4),
+    "s": Mamba1Config(heads=4, kv_heads=2, head_dim=8, dt_rank=3, state_size=4, chunk_size=4),
+}
 
 
 def pytest_configure() -> None:
@@ -43,22 +57,24 @@ def data_folder() -> Path:
 
 @pytest.fixture
 def make_decoder() -> Callable[..., Decoder]:
-    """Tiny decoders: "am" has an attention and a Mamba-2 layer; `changes` are of the config."""
+    """Tiny decoders, a letter for each layer: a is attention, m a Mamba-2 mixer, d a discrete one
+    and s Mamba-1; a decoder has one kind of mixer. `changes` are of the config.
+    """
 
     def make(layers: str = "am", **changes: Any) -> Decoder:
         settings: dict[str, Any] = {
             "vocab_size": 61,
             "hidden_size": 32,
             "intermediate_size": 48,
-            "layer_types": tuple({"a": ATTENTION, "m": LINEAR}[letter] for letter in layers),
+            "layer_types": tuple(ATTENTION if letter == "a" else LINEAR for letter in layers),
             "heads": 4,
             "kv_heads": 2,
             "head_dim": 8,
         }
-        if "m" in layers:
-            settings["mixer"] = Mamba2Config(
-                heads=4, head_dim=16, state_size=8, groups=2, chunk_size=4
-            )
+        kinds = set(layers) - {"a"}
+        if kinds:
+            (kind,) = kinds
+            settings["mixer"] = MIXERS[kind]
         decoder = Decoder(DecoderConfig(**settings | changes))
         decoder.reset_parameters()
         _roughen(decoder)
@@ -70,8 +86,8 @@ def make_decoder() -> Callable[..., Decoder]:
 @torch.no_grad()
 def _roughen(decoder: Decoder) -> None:
     """No weight stays at 0 or 1, where leaving it out would not show, and tokens differ widely."""
-    for parameter in decoder.parameters():
-        if parameter.ndim < 2:
+    for name, parameter in decoder.named_parameters():
+        if parameter.ndim < 2 or name.endswith("A_log"):
             parameter.add_(0.3 * torch.randn_like(parameter))
     for table in (decoder.model.embed_tokens, decoder.lm_head):
         table.weight.normal_(std=0.5)

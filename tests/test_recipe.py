@@ -16,10 +16,16 @@ from retort.recipe import (
     DistillRecipe,
     Fresh,
     Jsonl,
+    Keep,
+    KeepEvery,
+    KeepImportant,
+    KeepLayers,
+    KeepPaper,
     Optim,
     RecipeError,
     SampleRecipe,
     Supervised,
+    Transplanted,
     Worked,
 )
 
@@ -281,7 +287,14 @@ def test_all_mistakes_at_once() -> None:
         ("checkpoints", {"zzz": 1}, "checkpoints.zzz: unknown key, known here: every, keep"),
         ("out", ..., "out: missing, and it has no default"),
         ("stages.0.optim.lr", ..., "stages.0.optim.lr: missing, and it has no default"),
-        ("stages.0.data.problems.kind", ..., "stages.0.data.problems: unable to extract tag"),
+        (
+            "stages.0.data.problems.kind",
+            ...,
+            "stages.0.data.problems: kind is missing, choose 'arithmetic', 'gsm8k', 'math500'",
+        ),
+        ("stages.0.data", 3, "stages.0.data: must be a mapping of keys to values, not 3"),
+        ("stages.0.optim", [1], "stages.0.optim: must be a mapping of keys to values, not [1]"),
+        ("stages", 3, "stages: must be a list, not 3"),
         ("seed", -1, "seed: input should be greater than or equal to 0, not -1"),
         ("seed", "x", "seed: input should be a valid integer"),
         ("stages.0.tokens", 1.5, "stages.0.tokens: input should be a valid integer"),
@@ -336,6 +349,123 @@ def test_unknown_kinds_list_the_known_ones() -> None:
 def test_mistakes_in_sampling(path: str, value: Any, message: str) -> None:
     (found,) = mistakes(changed(SAMPLE, path, value), SampleRecipe)
     assert found.startswith(message)
+
+
+# ---------------------------------------------------------------- what a student keeps, and gets
+
+HYBRID: Values = DISTILL | {"teacher": "models/t", "student": {"start": "transplant"}}
+IMPORTANT: Values = {"kind": "important", "count": 1, "data": STAGE["data"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ([1, 3], KeepLayers(kind="layers", layers=(1, 3))),
+        ([], KeepLayers(kind="layers")),
+        ({"kind": "layers", "layers": [2]}, KeepLayers(kind="layers", layers=(2,))),
+        ({"kind": "every", "step": 2}, KeepEvery(kind="every", step=2)),
+        ({"kind": "paper"}, KeepPaper(kind="paper")),
+        (
+            IMPORTANT | {"rows": 2, "length": 64},
+            KeepImportant(kind="important", count=1, data=STAGE["data"], rows=2, length=64),
+        ),
+    ],
+    ids=str,
+)
+def test_layers_that_stay_attention(tmp_path: Path, given: Any, wanted: Keep) -> None:
+    """The same from a file, as an argument over another form, and written down by the run."""
+    path = write(tmp_path / "a.yaml", changed(HYBRID, "student.keep_attention", given))
+    other = write(tmp_path / "b.yaml", changed(HYBRID, "student.keep_attention", [0]))
+    argument = f"student.keep_attention={yaml.safe_dump(given, default_flow_style=True)}"
+    for sources in ([path], [other, argument]):
+        read = recipe.load(DistillRecipe, sources)
+        assert read.student.keep_attention == wanted
+        assert DistillRecipe.model_validate_json(read.model_dump_json()) == read
+
+
+def test_no_layer_stays_attention_unless_asked() -> None:
+    read = recipe.parse(DistillRecipe, HYBRID)
+    assert read.student == Transplanted(start="transplant")
+    assert read.student.keep_attention == KeepLayers(kind="layers", layers=())
+    assert (read.student.mixer, read.student.initial) == ("mamba2", "attention")
+
+
+FORMS = "must be a list of layers, or a mapping such as {kind: every, step: 4}"
+KINDS = "choose 'layers', 'every', 'paper', 'important'"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("3", f": {FORMS}, not 3"),
+        ("paper", f": {FORMS}, not 'paper'"),
+        ("'1,3'", f": {FORMS}, not '1,3'"),
+        ("null", f": {FORMS}, not None"),
+        ("[1, x]", ".layers.1: input should be a valid integer"),
+        ("[-1]", ".layers.0: input should be greater than or equal to 0, not -1"),
+        ("{kind: layers, layers: 3}", ".layers: must be a list, not 3"),
+        ("{step: 2}", f": kind is missing, {KINDS}"),
+        ("{kind: evry}", f": kind 'evry' is not known, {KINDS}"),
+        ("{kind: every}", ".step: missing, and it has no default"),
+        ("{kind: every, step: 0}", ".step: input should be greater than 0, not 0"),
+        ("{kind: every, stp: 2, step: 2}", ".stp: unknown key, did you mean 'step'?"),
+        ("{kind: paper, layers: [1]}", ".layers: unknown key, known here: kind"),
+        ("{kind: important, count: 1}", ".data: missing, and it has no default"),
+        (
+            "{kind: important, count: 1, data: {kind: txt}}",
+            ".data: kind 'txt' is not known, choose 'worked', 'text'",
+        ),
+        (
+            "{kind: important, count: 1, data: {kind: text, path: a, colum: b}}",
+            ".data.colum: unknown key, did you mean 'column'?",
+        ),
+    ],
+)
+def test_wrong_forms_of_kept_layers(tmp_path: Path, text: str, message: str) -> None:
+    """One line in a user's words, from the command line and from a file."""
+    path = write(tmp_path / "a.yaml", HYBRID)
+    assert refusal(path, f"student.keep_attention={text}").startswith(
+        f"student.keep_attention{message}"
+    )
+    values = changed(HYBRID, "student.keep_attention", yaml.safe_load(text))
+    assert refusal(write(path, values)).startswith(f"student.keep_attention{message}")
+
+
+def test_mamba1_has_no_matrices_to_match() -> None:
+    stages = [STAGE, STAGE | {"name": "two", "objective": {"kind": "mixing_matrices"}}]
+    wrong = changed(HYBRID, "student.mixer", "mamba1") | {"stages": stages}
+    (found,) = mistakes(wrong)
+    assert found.startswith("stages.1.objective: mamba1 has no mixing matrices to match; leave")
+    for kind in ("mamba2", "discrete_mamba2"):
+        recipe.parse(DistillRecipe, changed(wrong, "student.mixer", kind))
+
+
+def test_only_discrete_mixers_start_as_the_identity() -> None:
+    wrong = changed(HYBRID, "student.initial", "identity")
+    for kind in ("mamba2", "mamba1"):
+        (found,) = mistakes(changed(wrong, "student.mixer", kind))
+        assert found.startswith(f"student.initial: {kind} cannot start as the identity")
+    recipe.parse(DistillRecipe, changed(wrong, "student.mixer", "discrete_mamba2"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"conv_width": 1}, "conv_width: input should be greater than or equal to 2, not 1"),
+        ({"state_size": 0}, "state_size: input should be greater than 0, not 0"),
+        ({"headdim": 8}, "headdim: unknown key, did you mean 'head_dim'?"),
+    ],
+)
+def test_mistakes_in_mixer_settings(settings: Values, message: str) -> None:
+    (found,) = mistakes(changed(HYBRID, "student.settings", settings))
+    assert found.startswith(f"student.settings.{message}")
+
+
+def test_unknown_mixers_list_the_known_ones() -> None:
+    (found,) = mistakes(changed(HYBRID, "student.mixer", "mamba3"))
+    assert found == (
+        "student.mixer: input should be 'mamba2', 'discrete_mamba2' or 'mamba1', not 'mamba3'"
+    )
 
 
 # ---------------------------------------------------------------- bundled recipes

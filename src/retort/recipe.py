@@ -195,7 +195,11 @@ class KeepImportant(Frozen):
 
 
 def _listed(value: Any) -> Any:
-    return {"kind": "layers", "layers": value} if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return {"kind": "layers", "layers": value}
+    if not isinstance(value, dict | Frozen):
+        raise ValueError("must be a list of layers, or a mapping such as {kind: every, step: 4}")
+    return value
 
 
 Keep = Annotated[
@@ -354,10 +358,16 @@ class DistillRecipe(Frozen):
         return self
 
     def _check_mixer(self) -> None:
-        if self.student.start != "transplant" or self.student.mixer != "mamba1":
+        student = self.student
+        if student.start != "transplant":
             return
+        if student.initial == "identity" and student.mixer != "discrete_mamba2":
+            raise ValueError(
+                f"student.initial: {student.mixer} cannot start as the identity, since its gate "
+                "has no bias; choose discrete_mamba2, or start from the attention"
+            )
         for index, stage in enumerate(self.stages):
-            if stage.objective.kind == "mixing_matrices":
+            if student.mixer == "mamba1" and stage.objective.kind == "mixing_matrices":
                 raise ValueError(
                     f"stages.{index}.objective: mamba1 has no mixing matrices to match; leave the "
                     "stage out, or choose mamba2 or discrete_mamba2"
@@ -506,11 +516,28 @@ def _line(kind: type[Frozen], error: ErrorDetails) -> str:
     where = _where(kind, place)
     if error["type"] == "missing":
         return f"{where}: missing, and it has no default"
-    message = error["msg"].removeprefix("Value error, ")
-    if re.match(r"(stages|teacher)[.0-9a-z]*:", message):
+    message = _message(kind, place, error)
+    if re.match(r"(stages|student|teacher)[.0-9a-z]*:", message):
         return message
     given = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
     return f"{where or 'recipe'}: {message[0].lower()}{message[1:]}{given}"
+
+
+def _message(kind: type[Frozen], place: list[int | str], error: ErrorDetails) -> str:
+    """What is wrong, in the words of someone who has not read this module."""
+    context = error.get("ctx", {})
+    tag = str(context.get("discriminator")).strip("'")
+    match error["type"]:
+        case "union_tag_invalid":
+            return f"{tag} {context['tag']!r} is not known, choose {context['expected_tags']}"
+        case "union_tag_not_found":
+            tags = [each for member in _members(_model_at(kind, place)) for each in _tags(member)]
+            return f"{tag} is missing, choose {', '.join(map(repr, tags))}"
+        case "model_type" | "model_attributes_type":
+            return "must be a mapping of keys to values"
+        case "tuple_type":
+            return "must be a list"
+    return error["msg"].removeprefix("Value error, ")
 
 
 def _unknown_key(kind: type[Frozen], place: list[int | str]) -> str:

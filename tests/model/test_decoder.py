@@ -10,7 +10,7 @@ from retort.model.config import ATTENTION, LINEAR, DecoderConfig, Mamba2Config
 from retort.model.decoder import Decoder
 
 MakeDecoder = Callable[..., Decoder]
-KINDS = ["a", "m", "am", "ma", "mam", "ama"]
+KINDS = ["a", "m", "am", "ma", "mam", "ama", "d", "ad", "s", "sa"]
 PADDING = -1
 
 
@@ -68,7 +68,7 @@ def test_rows_continue_from_their_own_lengths(make_decoder: MakeDecoder, layers:
         assert_same(stepped[row], wanted[length:])
 
 
-@pytest.mark.parametrize("layers", ["a", "m", "am"])
+@pytest.mark.parametrize("layers", ["a", "m", "am", "d", "ad", "s", "as"])
 def test_padded_calls_may_follow_each_other(make_decoder: MakeDecoder, layers: str) -> None:
     """A second padded call starts where each row's valid tokens ended, one token long or more."""
     decoder, ids_BT = make_decoder(layers), tokens(2, 9)
@@ -128,7 +128,7 @@ def test_packed_documents_equal_separate_ones(make_decoder: MakeDecoder, layers:
     assert packed.isfinite().all()
 
 
-@pytest.mark.parametrize("layers", ["a", "m"])
+@pytest.mark.parametrize("layers", ["a", "m", "d", "s"])
 def test_no_gradient_crosses_documents(make_decoder: MakeDecoder, layers: str) -> None:
     decoder, ids_BT = make_decoder(layers), tokens(1, 6)
     document_BT = torch.tensor([[0, 0, 0, 1, 1, 1]])
@@ -157,7 +157,7 @@ def test_hidden_states_are_those_of_the_forward(make_decoder: MakeDecoder) -> No
     torch.testing.assert_close(decoder.lm_head(final), decoder(ids_BT, document_BT=document_BT))
 
 
-@pytest.mark.parametrize("layers", ["a", "m", "am"])
+@pytest.mark.parametrize("layers", ["a", "m", "am", "d", "ad", "s", "as"])
 def test_half_precision_follows_full(make_decoder: MakeDecoder, layers: str) -> None:
     """bfloat16 logits are near the float32 ones, in parallel and in steps."""
     decoder, ids_BT = make_decoder(layers), tokens(2, 9)
@@ -174,14 +174,19 @@ def test_a_tied_head_is_the_embedding(make_decoder: MakeDecoder) -> None:
     assert untied.size - tied.size == 61 * 32
 
 
-def test_size_counts_every_weight(make_decoder: MakeDecoder) -> None:
-    """By hand, from the shapes of the two mixers."""
+@pytest.mark.parametrize(
+    ("layer", "mixer"),
+    [
+        ("a", 2 * 32 * 32 + 2 * 32 * 16),
+        ("m", 32 * (64 + 96 + 4) + 5 * 96 + 3 * 4 + 64 + 64 * 32),
+        ("d", 32 * (72 + 48 + 4) + 5 * 72 + 48 + 4 + 48 * 32),
+        ("s", 32 * (32 + 16 + 16 + 32 + 3) + 5 * 32 + 4 * 32 + 32 * 4 + 32 + 32 * 32),
+    ],
+)
+def test_size_counts_every_weight(make_decoder: MakeDecoder, layer: str, mixer: int) -> None:
+    """By hand, from the shapes of the mixers."""
     mlp_and_norms = 3 * 32 * 48 + 2 * 32
-    attention = 2 * 32 * 32 + 2 * 32 * 16
-    inner, channels = 64, 64 + 2 * 2 * 8
-    mamba = 32 * (inner + channels + 4) + 5 * channels + 3 * 4 + inner + inner * 32
-    wanted = 2 * 61 * 32 + 32 + attention + mamba + 2 * mlp_and_norms
-    assert make_decoder("am").size == wanted
+    assert make_decoder(layer).size == 2 * 61 * 32 + 32 + mixer + mlp_and_norms
 
 
 def test_fresh_weights_follow_the_generator() -> None:

@@ -10,7 +10,7 @@ from retort.model.decoder import Decoder
 from retort.model.state import DecoderState
 
 MakeDecoder = Callable[..., Decoder]
-KINDS = ["a", "m", "am"]
+KINDS = ["a", "m", "am", "d", "ad", "s", "as"]
 
 
 def tokens(rows: int, length: int) -> Tensor:

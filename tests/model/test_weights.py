@@ -1,7 +1,6 @@
-"""Checkpoint folders: what cannot be read says why, and what is written is whole."""
+"""Checkpoint folders: what is written is whole, and what is read has the dtype asked for."""
 
 import json
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,9 @@ from torch import Tensor
 import retort
 from retort.model import weights
 from retort.model.decoder import Decoder
+from retort.model.state import MambaState
+
+from .theirs import edit_config, stored
 
 MakeDecoder = Callable[..., Decoder]
 
@@ -23,15 +25,6 @@ def folder(tmp_path: Path, make_decoder: MakeDecoder) -> Path:
     """A readable checkpoint."""
     retort.save(make_decoder("a"), tmp_path / "model")
     return tmp_path / "model"
-
-
-def refusal(folder: Path) -> str:
-    """The message with which a folder is refused: one line."""
-    with pytest.raises(ValueError) as caught:  # noqa: PT011  # the callers look at the message
-        retort.load(folder)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -44,129 +37,6 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None
     tensors = load_file(folder / weights.SINGLE)
     change(tensors)
     save_file(tensors, folder / weights.SINGLE)
-
-
-def edit_config(folder: Path, **values: Any) -> None:
-    path = folder / weights.CONFIG
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-# ---------------------------------------------------------------- what cannot be read
-
-
-def test_missing_folder(tmp_path: Path) -> None:
-    assert f"{tmp_path / 'none'}: no such folder" in refusal(tmp_path / "none")
-
-
-def test_file_instead_of_a_folder(folder: Path) -> None:
-    assert "no such folder" in refusal(folder / weights.SINGLE)
-
-
-def test_folder_without_a_config(folder: Path) -> None:
-    (folder / weights.CONFIG).unlink()
-    assert refusal(folder) == f"{folder}: no checkpoint here (config.json is missing)"
-
-
-@pytest.mark.parametrize("text", ["{", "", "[1]", '"words"'])
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-def test_damaged_json(folder: Path, name: str, text: str) -> None:
-    (folder / name).write_text(text)
-    message = refusal(folder)
-    assert str(folder / name) in message
-    assert "JSON" in message
-
-
-def test_json_that_is_not_text(folder: Path) -> None:
-    (folder / weights.CONFIG).write_bytes(b"\xff\xfe\x00")
-    assert "config.json: not valid JSON" in refusal(folder)
-
-
-def test_unknown_architecture(folder: Path) -> None:
-    edit_config(folder, architectures=["MambaForCausalLM"])
-    message = refusal(folder)
-    assert str(folder / weights.CONFIG) in message
-    assert "architecture MambaForCausalLM; supported are" in message
-    assert "LlamaForCausalLM" in message
-
-
-@pytest.mark.parametrize("keep", [0.0, 0.001, 0.5, 0.99])
-def test_truncated_tensors(folder: Path, keep: float) -> None:
-    path = folder / weights.SINGLE
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(keep * len(whole))])
-    message = refusal(folder)
-    assert str(path) in message
-    assert "damaged or truncated" in message
-
-
-def test_only_pickled_weights(folder: Path) -> None:
-    """They would run whatever code they hold: not even looked into."""
-    (folder / weights.SINGLE).unlink()
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
-    message = refusal(folder)
-    assert "pytorch_model.bin is a pickle, which is never read" in message
-    assert "neither model.safetensors nor" in message
-
-
-class Bomb:
-    """Fails the test when it is unpickled."""
-
-    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
-        return pytest.fail, ("a pickle was read",)
-
-
-def test_no_weights_at_all(folder: Path) -> None:
-    (folder / weights.SINGLE).unlink()
-    assert "neither model.safetensors nor model.safetensors.index.json" in refusal(folder)
-
-
-def test_missing_shard(
-    tmp_path: Path, make_decoder: MakeDecoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(weights, "MAX_SHARD_BYTES", 8000)
-    retort.save(make_decoder("a"), tmp_path / "model")
-    lost = sorted((tmp_path / "model").glob("model-*.safetensors"))[1]
-    lost.unlink()
-    assert f"missing {lost.name}, which {weights.INDEX} names" in refusal(tmp_path / "model")
-
-
-@pytest.mark.parametrize("index", [{}, {"weight_map": ["a.safetensors"]}, {"weight_map": None}])
-def test_index_without_a_map(folder: Path, index: dict[str, Any]) -> None:
-    (folder / weights.INDEX).write_text(json.dumps(index))
-    message = refusal(folder)
-    assert str(folder / weights.INDEX) in message
-    assert "weight_map" in message
-
-
-def test_missing_tensor(folder: Path) -> None:
-    rewrite(folder, lambda tensors: tensors.pop("model.norm.weight"))
-    assert refusal(folder).endswith("do not fit its config.json: missing model.norm.weight")
-
-
-def test_unexpected_tensor(folder: Path) -> None:
-    rewrite(folder, lambda tensors: tensors.update(bias=torch.zeros(1)))
-    assert refusal(folder).endswith(": unexpected bias")
-
-
-def test_misshapen_tensor(folder: Path) -> None:
-    rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(31)}))
-    assert "wrong shape model.norm.weight (31,), not (32,)" in refusal(folder)
-
-
-def test_all_disagreements_are_told_but_not_all_names(folder: Path) -> None:
-    """A config of more and wider layers: pages of names would hide what is wrong."""
-    edit_config(folder, num_hidden_layers=3, intermediate_size=64, tie_word_embeddings=False)
-    rewrite(folder, lambda tensors: tensors.update(bias=torch.zeros(1)))
-    message = refusal(folder)
-    assert "missing model.layers.1." in message
-    assert "and 15 more; unexpected bias; wrong shape model.layers.0.mlp." in message
-    assert len(message) < 1000
-
-
-def test_untied_config_without_a_head(tmp_path: Path, make_decoder: MakeDecoder) -> None:
-    retort.save(make_decoder("a", tie_embeddings=True), tmp_path / "model")
-    edit_config(tmp_path / "model", tie_word_embeddings=False)
-    assert "missing lm_head.weight" in refusal(tmp_path / "model")
 
 
 # ---------------------------------------------------------------- what is overlooked on purpose
@@ -202,7 +72,7 @@ def test_loaded_models_are_for_use_not_for_training(folder: Path) -> None:
 # ---------------------------------------------------------------- writing
 
 
-@pytest.mark.parametrize("layers", ["aa", "ma"])
+@pytest.mark.parametrize("layers", ["aa", "ma", "mm", "ad", "s"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("shard_bytes", [8000, 10**9])
 def test_there_and_back(
@@ -269,15 +139,6 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path, make_decoder: MakeDecoder)
     assert contents(tmp_path) == {"model": b"mine"}
 
 
-def test_what_the_format_cannot_hold_leaves_the_old_checkpoint(
-    folder: Path, make_decoder: MakeDecoder
-) -> None:
-    before = contents(folder.parent)
-    with pytest.raises(ValueError, match="GraniteMoeHybrid format cannot hold"):
-        retort.save(make_decoder("am", head_dim=16), folder)
-    assert contents(folder.parent) == before
-
-
 def test_a_failing_write_leaves_the_old_checkpoint(
     folder: Path, make_decoder: MakeDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,3 +155,115 @@ def test_a_failing_write_leaves_the_old_checkpoint(
     assert contents(folder) == before
     retort.save(make_decoder("a"), folder)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+# ---------------------------------------------------------------- dtypes
+
+RATES = {
+    "am": {"model.layers.1.mamba.A_log", "model.layers.1.mamba.dt_bias", "model.layers.1.mamba.D"},
+    "ad": {"model.layers.1.mamba.D"},
+    "as": {"model.layers.1.mamba.A_log", "model.layers.1.mamba.D"},
+}
+HALF = [torch.bfloat16, torch.float16]
+
+
+def dtypes(decoder: Decoder) -> dict[str, torch.dtype]:
+    return {name: tensor.dtype for name, tensor in decoder.state_dict().items()}
+
+
+@pytest.mark.parametrize("layers", RATES)
+@pytest.mark.parametrize("asked", HALF, ids=str)
+def test_rates_are_never_rounded(
+    tmp_path: Path, make_decoder: MakeDecoder, layers: str, asked: torch.dtype
+) -> None:
+    whole = make_decoder(layers)
+    retort.save(whole, tmp_path)
+    ours = retort.load(tmp_path, asked)
+    for name, tensor in ours.state_dict().items():
+        kept = name in RATES[layers]
+        assert tensor.dtype == (torch.float32 if kept else asked), name
+        assert torch.equal(tensor, whole.state_dict()[name].to(tensor.dtype)), name
+
+
+@pytest.mark.parametrize(
+    ("written", "asked", "kept"),
+    [
+        (torch.float32, torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32, torch.float32),
+        (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+        # Neither holds all numbers of the other.
+        (torch.float16, torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.float16, torch.float32),
+    ],
+    ids=str,
+)
+def test_rates_have_the_larger_dtype(
+    tmp_path: Path,
+    make_decoder: MakeDecoder,
+    written: torch.dtype,
+    asked: torch.dtype,
+    kept: torch.dtype,
+) -> None:
+    """Of what is stored and what is asked for; everything else has what is asked for."""
+    whole = make_decoder("am").to(written)
+    retort.save(whole, tmp_path)
+    ours = retort.load(tmp_path, asked)
+    for name, dtype in dtypes(ours).items():
+        assert dtype == (kept if name in RATES["am"] else asked), name
+    for name in RATES["am"]:
+        assert torch.equal(ours.state_dict()[name].float(), whole.state_dict()[name].float())
+
+
+@pytest.mark.parametrize("embedding", [torch.float32, torch.bfloat16], ids=str)
+def test_without_a_dtype_the_embedding_decides(
+    tmp_path: Path, make_decoder: MakeDecoder, embedding: torch.dtype
+) -> None:
+    """In folders of several dtypes."""
+    retort.save(make_decoder("am"), tmp_path)
+    rest = torch.bfloat16 if embedding == torch.float32 else torch.float32
+    rewrite(tmp_path, lambda tensors: tensors.update({k: t.to(rest) for k, t in tensors.items()}))
+    name = "model.embed_tokens.weight"
+    rewrite(tmp_path, lambda tensors: tensors.update({name: tensors[name].to(embedding)}))
+    found = dtypes(retort.load(tmp_path))
+    assert {found[name] for name in RATES["am"]} == {torch.float32}
+    assert {dtype for name, dtype in found.items() if name not in RATES["am"]} == {embedding}
+
+
+@pytest.mark.parametrize("layers", RATES)
+def test_mixtures_are_written_and_read_as_they_are(
+    tmp_path: Path, make_decoder: MakeDecoder, layers: str
+) -> None:
+    retort.save(make_decoder(layers), tmp_path / "whole")
+    mixed = retort.load(tmp_path / "whole", torch.bfloat16)
+    retort.save(mixed, tmp_path / "mixed")
+    again = retort.load(tmp_path / "mixed")
+    assert dtypes(again) == dtypes(mixed)
+    assert {entry[0] for entry in stored(tmp_path / "mixed").values()} == {"F32", "BF16"}
+    retort.save(again, tmp_path / "again")
+    assert stored(tmp_path / "again") == stored(tmp_path / "mixed")
+
+
+@pytest.mark.parametrize("layers", ["am", "mm", "ad", "as"])
+@pytest.mark.parametrize("asked", HALF, ids=str)
+def test_mixtures_compute(
+    tmp_path: Path, make_decoder: MakeDecoder, layers: str, asked: torch.dtype
+) -> None:
+    """All at once and token by token, near to what the whole precision gives."""
+    whole = make_decoder(layers)
+    retort.save(whole, tmp_path)
+    mixed = retort.load(tmp_path, asked)
+    ids_BT = torch.randint(61, (2, 12))
+    logits_BTV = mixed(ids_BT)
+    assert logits_BTV.dtype == asked
+    state = mixed.init_state(2, 12)
+    steps = [mixed(part_BT, state) for part_BT in ids_BT.split([5, *[1] * 7], dim=1)]
+    wanted = whole(ids_BT)
+    assert wanted.std() > 1
+    for found in (logits_BTV, torch.cat(steps, dim=1)):
+        torch.testing.assert_close(found.float(), wanted, rtol=0, atol=0.3)
+        assert (found.float() - wanted).abs().mean() < 0.03
+    assert all(
+        layer.ssm_BHPN.dtype == torch.float32
+        for layer in state.layers
+        if isinstance(layer, MambaState)
+    )

@@ -10,6 +10,8 @@ from torch.nn.functional import conv1d
 from retort.ops import conv
 
 CHANNELS = 3
+PROPERTY = settings(max_examples=30, derandomize=True, deadline=None)
+SEEDS = st.integers(0, 9999)
 
 
 def weights(taps: int) -> tuple[Tensor, Tensor]:
@@ -37,32 +39,43 @@ def test_scan_equals_torch(taps: int, length: int) -> None:
     torch.testing.assert_close(continued, reference(x_BTE, weight_EK, bias_E, state_BKE))
 
 
-@pytest.mark.parametrize("taps", [2, 4])
-def test_steps_equal_scan(taps: int) -> None:
+@PROPERTY
+@given(taps=st.integers(1, 5), length=st.integers(1, 9), seed=SEEDS)
+def test_steps_equal_torch(taps: int, length: int, seed: int) -> None:
+    torch.manual_seed(seed)
     weight_EK, bias_E = weights(taps)
-    x_BTE, state_BKE = torch.randn(2, 7, CHANNELS), torch.randn(2, taps - 1, CHANNELS)
-    wanted_BTE = conv.scan(x_BTE, weight_EK, bias_E, state_BKE)
-    for t in range(7):
+    x_BTE, before_BKE = torch.randn(2, length, CHANNELS), torch.randn(2, taps - 1, CHANNELS)
+    wanted_BTE = reference(x_BTE, weight_EK, bias_E, before_BKE)
+    state_BKE = before_BKE
+    for t in range(length):
         y_BE, state_BKE = conv.step(x_BTE[:, t], weight_EK, bias_E, state_BKE)
         torch.testing.assert_close(y_BE, wanted_BTE[:, t])
-    torch.testing.assert_close(state_BKE, x_BTE[:, -(taps - 1) :])
+    history_BTE = torch.cat([before_BKE, x_BTE], dim=1)
+    torch.testing.assert_close(state_BKE, history_BTE[:, length:])
 
 
-@pytest.mark.parametrize("with_state", [False, True])
-def test_any_split_carries_its_state(with_state: bool) -> None:
-    taps = 4
+@PROPERTY
+@given(
+    taps=st.integers(1, 5),
+    parts=st.lists(st.integers(1, 6), min_size=2, max_size=4),
+    with_state=st.booleans(),
+    seed=SEEDS,
+)
+def test_any_split_carries_its_state(
+    taps: int, parts: list[int], with_state: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
     weight_EK, bias_E = weights(taps)
-    x_BTE = torch.randn(2, 9, CHANNELS)
+    x_BTE = torch.randn(2, sum(parts), CHANNELS)
     state_BKE = torch.randn(2, taps - 1, CHANNELS) if with_state else None
-    wanted_BTE = conv.scan(x_BTE, weight_EK, bias_E, state_BKE)
-    for cut in range(1, 9):
-        first, second = x_BTE[:, :cut], x_BTE[:, cut:]
-        between = conv.last_inputs(first, taps, torch.tensor([cut, cut]), state_BKE)
-        parts = [
-            conv.scan(first, weight_EK, bias_E, state_BKE),
-            conv.scan(second, weight_EK, bias_E, between),
-        ]
-        torch.testing.assert_close(torch.cat(parts, dim=1), wanted_BTE)
+    before_BKE = nothing(taps) if state_BKE is None else state_BKE
+    wanted_BTE = reference(x_BTE, weight_EK, bias_E, before_BKE)
+    outputs = []
+    for part_BTE in x_BTE.split(parts, dim=1):
+        outputs.append(conv.scan(part_BTE, weight_EK, bias_E, state_BKE))
+        length_B = torch.full((2,), part_BTE.shape[1])
+        state_BKE = conv.last_inputs(part_BTE, taps, length_B, state_BKE)
+    torch.testing.assert_close(torch.cat(outputs, dim=1), wanted_BTE)
 
 
 @pytest.mark.parametrize("with_state", [False, True])
@@ -79,19 +92,67 @@ def test_last_inputs_of_rows_of_different_lengths(with_state: bool) -> None:
         torch.testing.assert_close(found[row], wanted)
 
 
-@settings(max_examples=25, deadline=None)
-@given(taps=st.integers(2, 4), lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4))
-def test_packed_documents_equal_separate_ones(taps: int, lengths: list[int]) -> None:
+@PROPERTY
+@given(
+    taps=st.integers(1, 5),
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    with_state=st.booleans(),
+    seed=SEEDS,
+)
+def test_packed_documents_equal_separate_ones(
+    taps: int, lengths: list[int], with_state: bool, seed: int
+) -> None:
     """Documents may be shorter than the filter; a starting state belongs to the first."""
+    torch.manual_seed(seed)
+    inputs = (torch.randn(2, sum(lengths), CHANNELS), *weights(taps))
+    x_BTE, weight_EK, bias_E = leaves = [tensor.requires_grad_() for tensor in inputs]
+    state_BKE = torch.randn(2, taps - 1, CHANNELS) if with_state else None
+    before_BKE = nothing(taps) if state_BKE is None else state_BKE
+    wanted = torch.cat(
+        [
+            reference(part_BTE, weight_EK, bias_E, nothing(taps) if i else before_BKE)
+            for i, part_BTE in enumerate(x_BTE.split(lengths, dim=1))
+        ],
+        dim=1,
+    )
+    found = conv.scan(x_BTE, weight_EK, bias_E, state_BKE, documents(lengths).expand(2, -1))
+    torch.testing.assert_close(found, wanted)
+    upstream = torch.randn_like(wanted)
+    ours = torch.autograd.grad(found, leaves, upstream)
+    for one, other in zip(ours, torch.autograd.grad(wanted, leaves, upstream), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_rows_may_hold_different_documents() -> None:
+    taps, rows = 4, [[5, 4], [2, 1, 6]]
     weight_EK, bias_E = weights(taps)
-    x_BTE, state_BKE = torch.randn(1, sum(lengths), CHANNELS), torch.randn(1, taps - 1, CHANNELS)
-    document_BT = torch.repeat_interleave(torch.tensor(lengths))[None]
-    wanted = [
-        reference(part, weight_EK, bias_E, nothing(taps, 1) if i else state_BKE)
-        for i, part in enumerate(x_BTE.split(lengths, dim=1))
-    ]
-    found = conv.scan(x_BTE, weight_EK, bias_E, state_BKE, document_BT)
-    torch.testing.assert_close(found, torch.cat(wanted, dim=1))
+    x_BTE = torch.randn(2, 9, CHANNELS)
+    document_BT = torch.cat([documents(lengths) for lengths in rows])
+    found = conv.scan(x_BTE, weight_EK, bias_E, None, document_BT)
+    for row, lengths in enumerate(rows):
+        start = 0
+        for length in lengths:
+            part_BTE = x_BTE[row : row + 1, start : start + length]
+            wanted = reference(part_BTE, weight_EK, bias_E, nothing(taps, batch=1))
+            torch.testing.assert_close(found[row : row + 1, start : start + length], wanted)
+            start += length
+
+
+def documents(lengths: list[int]) -> Tensor:
+    """Ids of one row that go up and down, and never by one: only where they change may matter."""
+    ids = (9 * torch.arange(len(lengths)) + 20) % 31
+    return torch.repeat_interleave(ids, torch.tensor(lengths))[None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_results_have_the_dtype_of_the_inputs(dtype: torch.dtype) -> None:
+    """The state may be in another one: a model's dtype can change between two calls."""
+    weight_EK, bias_E = (tensor.to(dtype) for tensor in weights(4))
+    x_BTE, state_BKE = torch.randn(2, 6, CHANNELS, dtype=dtype), torch.randn(2, 3, CHANNELS)
+    y_BTE = conv.scan(x_BTE, weight_EK, bias_E, state_BKE)
+    wanted = reference(x_BTE, weight_EK, bias_E, state_BKE.to(dtype))
+    assert y_BTE.dtype == dtype
+    torch.testing.assert_close(y_BTE, wanted, rtol=3e-2, atol=3e-2)
 
 
 def test_gradients_equal_those_of_torch() -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from retort.model.config import ATTENTION, LINEAR
 from retort.model.decoder import Decoder
 from retort.model.transplant import transplant
 from retort.recipe import DistillRecipe, Stage
-from retort.train import checkpoint, loop
+from retort.train import checkpoint, importance, loop
 from retort.train.objectives import Loss, evaluate, trainable
 
 MakeDecoder = Callable[..., Decoder]
@@ -36,6 +37,14 @@ DATA: Values = {
     "prompt": "{question}",
     "problems": {"kind": "arithmetic", "split": "train", "difficulty": [1, 1]},
 }
+
+
+STUDENT: Values = {
+    "start": "transplant",
+    "keep_attention": [1],
+    "settings": {"chunk_size": 16},
+}
+MIXER_KINDS = ["mamba2", "discrete_mamba2", "mamba1"]
 
 
 def stage(kind: str = "supervised", steps: int = 3, **changes: Any) -> Values:
@@ -72,7 +81,7 @@ def hybrid(out: Path, teacher: Path, /, *stages: Values, **changes: Any) -> Dist
     values: Values = {
         "out": out,
         "teacher": teacher,
-        "student": {"start": "transplant", "keep_attention": [1], "settings": {"chunk_size": 16}},
+        "student": STUDENT,
         "stages": stages or [stage("hidden_states", 3), stage("distill", 4)],
         "checkpoints": {"every": 2},
     }
@@ -205,11 +214,233 @@ def test_only_what_is_not_frozen_changes(tmp_path: Path, teacher: Path) -> None:
     assert kept == {n for n in before if ".mlp." in n or n == "model.embed_tokens.weight"}
 
 
+@pytest.mark.parametrize("mixer", MIXER_KINDS)
+def test_frozen_weights_of_a_student_stay_byte_for_byte(
+    tmp_path: Path, teacher: Path, mixer: str
+) -> None:
+    """Those whose names fit a pattern and no others, in the stage that says so and no other."""
+    patterns = ["*.in_proj.weight", "*.conv1d.*", "model.layers.1.*", "*norm.weight", "*.D"]
+    stages = [stage("distill", 2, freeze=patterns), stage("supervised", 2, freeze=["*.mlp.*"])]
+    changes = {"student": STUDENT | {"mixer": mixer}, "checkpoints": {"every": 2, "keep": 9}}
+    wanted = hybrid(tmp_path / "student", teacher, *stages, **changes)
+    start = loop._prepare(wanted).student.state_dict()
+    end = retort.load(loop.distill(wanted)).state_dict()
+    state = loop.work_folder(wanted.out) / "checkpoints" / "step-000000002"
+    middle = load_file(state / checkpoint.TENSORS)
+    names = start.keys() - {"lm_head.weight"}  # the embedding, once more
+    first = {name for name in names if any(fnmatch(name, pattern) for pattern in patterns)}
+    second = {name for name in names if ".mlp." in name}
+    assert {name for name in names if torch.equal(start[name], middle[f"model.{name}"])} == first
+    assert {name for name in names if torch.equal(middle[f"model.{name}"], end[name])} == second
+
+
 def test_layer_wise_stages_leave_the_rest_alone(tmp_path: Path, teacher: Path) -> None:
     out = loop.distill(hybrid(tmp_path / "student", teacher, stage("mixing_matrices", 2)))
     before, after = retort.load(teacher).state_dict(), retort.load(out).state_dict()
     changed = {n for n in before.keys() & after.keys() if not torch.equal(before[n], after[n])}
     assert changed == {"model.layers.0.input_layernorm.weight"}
+
+
+# ---------------------------------------------------------------- other mixers, other layers
+
+
+@pytest.mark.parametrize("mixer", ["discrete_mamba2", "mamba1"])
+def test_a_run_of_each_mixer_may_be_stopped(
+    tmp_path: Path,
+    teacher: Path,
+    on_step: Callable[[int, Callable[[], object]], None],
+    mixer: str,
+) -> None:
+    student = STUDENT | {"mixer": mixer}
+    undisturbed = loop.distill(hybrid(tmp_path / "undisturbed", teacher, student=student))
+    wanted = hybrid(tmp_path / "stopped", teacher, student=student)
+    on_step(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        loop.distill(wanted)
+    assert_same_run(loop.distill(wanted), undisturbed)
+    config = retort.load(undisturbed).config
+    assert config.layer_types == (LINEAR, ATTENTION)
+    assert config.mixer is not None
+    assert config.mixer.kind == mixer
+
+
+@pytest.mark.parametrize(
+    ("keep", "wanted"),
+    [
+        ({"kind": "every", "step": 2}, (LINEAR, ATTENTION)),
+        ({"kind": "every", "step": 3}, (LINEAR, LINEAR)),
+        ([], (LINEAR, LINEAR)),
+        ([0], (ATTENTION, LINEAR)),
+    ],
+    ids=str,
+)
+def test_layers_that_stay(tmp_path: Path, teacher: Path, keep: Any, wanted: Any) -> None:
+    student = STUDENT | {"keep_attention": keep}
+    job = loop._prepare(hybrid(tmp_path / "student", teacher, student=student))
+    assert job.student.config.layer_types == wanted
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_layers_of_the_paper_need_its_depth(tmp_path: Path, teacher: Path) -> None:
+    student = STUDENT | {"keep_attention": {"kind": "paper"}}
+    with pytest.raises(ValueError, match="hybrids of 16, 28 layers, and this teacher has 2"):
+        loop.distill(hybrid(tmp_path / "student", teacher, student=student))
+
+
+@pytest.fixture
+def important(tmp_path: Path) -> Values:
+    """A student that keeps the layer it can least do without, measured on plain text."""
+    path = tmp_path / "texts.jsonl"
+    texts = [f"Text number {i} says little, but says it twice. " * 2 for i in range(20)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    data = {"kind": "text", "path": path}
+    keep = {"kind": "important", "count": 1, "data": data, "rows": 2, "length": 64}
+    return STUDENT | {"keep_attention": keep}
+
+
+def test_the_costliest_layer_stays(tmp_path: Path, teacher: Path, important: Values) -> None:
+    wanted = hybrid(tmp_path / "student", teacher, stage("distill", 1), student=important)
+    out = loop.distill(wanted)
+    costs = importance.remembered(loop.work_folder(out), loop._identity(wanted))
+    assert costs is not None
+    assert costs.keys() == {0, 1}
+    (kept,) = retort.load(out).config.attention_layers
+    assert costs[kept] == max(costs.values()) > min(costs.values()) > 0
+
+
+@pytest.mark.parametrize("highest", [0, 1])
+def test_costs_decide(
+    tmp_path: Path,
+    teacher: Path,
+    important: Values,
+    monkeypatch: pytest.MonkeyPatch,
+    highest: int,
+) -> None:
+    monkeypatch.setattr(importance, "measure", lambda *_: {highest: 2.0, 1 - highest: 1.0})
+    job = loop._prepare(hybrid(tmp_path / "student", teacher, student=important))
+    assert job.student.config.attention_layers == (highest,)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_layers_are_measured_once(
+    tmp_path: Path,
+    teacher: Path,
+    important: Values,
+    on_step: Callable[[int, Callable[[], object]], None],
+    monkeypatch: pytest.MonkeyPatch,
+    force: bool,
+) -> None:
+    """A run that is stopped goes on with the same layers; the student is the same, too."""
+    undisturbed = loop.distill(hybrid(tmp_path / "undisturbed", teacher, student=important))
+    on_step(4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        loop.distill(hybrid(tmp_path / "stopped", teacher, student=important, force=force))
+    monkeypatch.setattr(importance, "measure", lambda *_: pytest.fail("measured again"))
+    assert_same_run(
+        loop.distill(hybrid(tmp_path / "stopped", teacher, student=important)), undisturbed
+    )
+
+
+def test_a_student_is_the_same_when_nothing_is_measured_again(
+    tmp_path: Path, teacher: Path, important: Values
+) -> None:
+    """A run killed before its first state starts from the same weights."""
+    wanted = hybrid(tmp_path / "student", teacher, student=important)
+    first = loop._prepare(wanted)
+    work = loop.work_folder(wanted.out)
+    work.mkdir()
+    importance.remember(work, loop._identity(wanted), first.costs)
+    again = loop._prepare(wanted).student.state_dict()
+    assert all(torch.equal(again[n], tensor) for n, tensor in first.student.state_dict().items())
+
+
+def test_starting_over_measures_again(
+    tmp_path: Path, teacher: Path, important: Values, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = hybrid(tmp_path / "student", teacher, stage("distill", 1), student=important)
+    loop.distill(wanted)
+    monkeypatch.setattr(importance, "measure", lambda *_: {0: 7.0, 1: 8.0})
+    again = wanted.model_copy(update={"force": True})
+    loop.distill(again)
+    costs = importance.remembered(loop.work_folder(wanted.out), loop._identity(wanted))
+    assert costs == {0: 7.0, 1: 8.0}
+
+
+def test_nothing_is_written_when_layers_are_measured_in_vain(
+    tmp_path: Path, teacher: Path, important: Values
+) -> None:
+    out = tmp_path / "runs" / "student"
+    wanted = hybrid(out, teacher, stage("distill", freeze=["*.nose"]), student=important)
+    with pytest.raises(ValueError, match=r"'\*\.nose' matches no parameter"):
+        loop.distill(wanted)
+    assert not out.parent.exists()
+
+
+# ---------------------------------------------------------------- a few layers at a time
+
+
+def further(source: Path, **changes: Any) -> Values:
+    """A student made from another one, without any attention left."""
+    return STUDENT | {"source": source, "keep_attention": []} | changes
+
+
+@pytest.mark.parametrize("mixer", MIXER_KINDS)
+def test_a_student_taken_further(tmp_path: Path, teacher: Path, mixer: str) -> None:
+    """Its trained mixer goes on as it was; the layer replaced now starts from its attention."""
+    first = hybrid(
+        tmp_path / "half", teacher, stage("distill", 2), student=STUDENT | {"mixer": mixer}
+    )
+    half = loop.distill(first)
+    wanted = hybrid(
+        tmp_path / "pure", teacher, stage("distill", 2), student=further(half, mixer=mixer)
+    )
+    start, before = loop._prepare(wanted).student.state_dict(), retort.load(half).state_dict()
+    assert {name for name in start if name not in before} == {
+        name for name in start if name.startswith("model.layers.1.mamba.")
+    }
+    assert all(torch.equal(before[name], start[name]) for name in before.keys() & start.keys())
+    wanted_rows = before["model.layers.1.self_attn.o_proj.weight"]
+    assert torch.equal(start["model.layers.1.mamba.out_proj.weight"], wanted_rows)
+    assert retort.load(loop.distill(wanted)).config.layer_types == (LINEAR, LINEAR)
+    assert contents(half) == contents(loop.distill(first))
+
+
+def test_the_layers_left_are_measured(
+    tmp_path: Path, teacher: Path, undisturbed: Path, important: Values
+) -> None:
+    student = further(undisturbed, keep_attention=important["keep_attention"])
+    job = loop._prepare(hybrid(tmp_path / "student", teacher, student=student))
+    assert job.costs.keys() == {1}
+    assert job.student.config.layer_types == (LINEAR, ATTENTION)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"keep_attention": [0]}, "the teacher has no attention in layer 0"),
+        ({"mixer": "mamba1"}, "linear layers have other mixers"),
+        ({"settings": {"state_size": 24}}, "linear layers have other mixers"),
+        ({"source": "missing"}, "missing: no such folder"),
+    ],
+    ids=str,
+)
+def test_students_that_cannot_be_taken_further(
+    tmp_path: Path, teacher: Path, undisturbed: Path, changes: Values, message: str
+) -> None:
+    student = further(undisturbed) | changes
+    with pytest.raises(ValueError, match=message):
+        loop.distill(hybrid(tmp_path / "student", teacher, student=student))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_must_share_the_teachers_tokenizer(
+    tmp_path: Path, teacher: Path, undisturbed: Path
+) -> None:
+    source = tmp_path / "other"
+    weights.save(retort.load(undisturbed), source, train_tokenizer(["nothing of the kind"], 290))
+    wanted = hybrid(tmp_path / "out", teacher, student=further(source))
+    with pytest.raises(ValueError, match="other: its tokenizer differs from the teacher's"):
+        loop.distill(wanted)
 
 
 # ---------------------------------------------------------------- stopped and resumed
@@ -262,7 +493,7 @@ KILLED = """
 import os, signal, sys
 import torch
 from retort.recipe import DistillRecipe
-from retort.train import checkpoint, loop
+from retort.train import checkpoint, importance, loop
 
 torch.set_num_threads(1)
 module = {"loop": loop, "checkpoint": checkpoint}[sys.argv[2]]
@@ -301,6 +532,18 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     run_until_killed(wanted, "loop", "_gradients", 5)
     assert [record["step"] for record in metrics(wanted.out)] == [1, 2, 3, 4, 5, 6]
     assert sorted(path.name for path in states.iterdir()) == ["step-000000003", "step-000000005"]
+    assert_same_run(loop.distill(wanted), undisturbed)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_a_killed_run_keeps_the_layers_it_has_measured(
+    tmp_path: Path, teacher: Path, important: Values, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = loop.distill(hybrid(tmp_path / "undisturbed", teacher, student=important))
+    wanted = hybrid(tmp_path / "student", teacher, student=important)
+    run_until_killed(wanted, "loop", "_gradients", 4)
+    monkeypatch.setattr(importance, "measure", lambda *_: pytest.fail("measured again"))
     assert_same_run(loop.distill(wanted), undisturbed)
 
 
@@ -456,6 +699,14 @@ def test_gradients_are_clipped(make_decoder: MakeDecoder) -> None:
         ({"device": "toaster"}, "device 'toaster' cannot be used"),
         ({"stages": [stage("distill", freeze=["*.nose"])]}, r"freeze: '\*.nose' matches no"),
         (
+            {"stages": [stage("distill"), stage("hidden_states", freeze=["model.embed_tokens.*"])]},
+            r"freeze: 'model.embed_tokens.\*' matches no parameter this stage trains",
+        ),
+        (
+            {"stages": [stage("mixing_matrices", freeze=["*.mamba.*", "*norm*"])]},
+            "freeze: leaves this stage no parameter to train",
+        ),
+        (
             {"stages": [stage("distill", data={"kind": "text", "path": "no.jsonl"})]},
             "no.jsonl: no such file",
         ),
@@ -476,6 +727,51 @@ def test_mistakes_show_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         loop.distill(hybrid(Path("student"), teacher, **changes))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        ({"mixer": "mamba1", "settings": {"groups": 2}}, "mamba1 takes heads, head_dim and groups"),
+        ({"mixer": "mamba1", "settings": {"state_size": 5}}, "no multiple of the state size 5"),
+        (
+            {"mixer": "discrete_mamba2", "settings": {"heads": 4, "head_dim": 8, "groups": 4}},
+            "a start from the attention needs its 2 heads of 16 and a group each",
+        ),
+    ],
+    ids=str,
+)
+def test_mixers_that_cannot_be_are_refused(
+    tmp_path: Path, teacher: Path, student: Values, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        loop.distill(hybrid(tmp_path / "out", teacher, student=STUDENT | student))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_matrices_are_compared_head_with_head(tmp_path: Path, teacher: Path) -> None:
+    """Mixers with more heads than the attention had: hidden states can still be matched."""
+    student = STUDENT | {
+        "mixer": "discrete_mamba2",
+        "initial": "identity",
+        "settings": {"heads": 4, "head_dim": 8},
+    }
+    wanted = hybrid(tmp_path / "out", teacher, stage("mixing_matrices"), student=student)
+    with pytest.raises(ValueError, match="mixers have 4 heads and the teacher's attention has 2"):
+        loop.distill(wanted)
+    assert list(tmp_path.iterdir()) == []
+    loop.distill(hybrid(wanted.out, teacher, stage("hidden_states", 1), student=student))
+
+
+def test_matrices_of_mamba1_are_refused_before_a_run(tmp_path: Path, teacher: Path) -> None:
+    """Of a student from a folder, which a recipe alone does not tell."""
+    tokenizer, half = load_tokenizer(teacher), tmp_path / "half"
+    weights.save(transplant(retort.load(teacher), [LINEAR, ATTENTION], "mamba1"), half, tokenizer)
+    student = {"start": "folder", "folder": half}
+    wanted = hybrid(tmp_path / "out", teacher, stage("mixing_matrices"), student=student)
+    with pytest.raises(ValueError, match="mamba1 has no mixing matrices to match; leave that"):
+        loop.distill(wanted)
+    assert [path.name for path in tmp_path.iterdir()] == ["half"]
 
 
 def test_a_folder_with_something_else_is_refused_at_the_start(

@@ -24,6 +24,7 @@ REVERSE = Distill(kind="distill", direction="reverse")
 BOTH = Distill(kind="distill", ce_weight=0.25)
 SUPERVISED = Supervised(kind="supervised")
 OBJECTIVES = [MATRICES, BLOCKS, MIXERS, REVERSE, BOTH, SUPERVISED]
+MIXER_KINDS = ["mamba2", "discrete_mamba2", "mamba1"]
 NAMES = ["matrices", "blocks", "mixers", "reverse", "forward+ce", "supervised"]
 
 
@@ -218,7 +219,9 @@ def test_gradients_are_those_of_trainable_parameters(
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-def test_trainable_names(student: Decoder) -> None:
+@pytest.mark.parametrize("kind", MIXER_KINDS)
+def test_trainable_names(teacher: Decoder, kind: str) -> None:
+    student = transplant(teacher, [LINEAR, ATTENTION, LINEAR], kind)
     every = {name for name, _ in student.named_parameters()}
     replaced = {name for name in every if name.startswith(("model.layers.0.", "model.layers.2."))}
     assert replaced_layers(student) == [0, 2]
@@ -226,4 +229,45 @@ def test_trainable_names(student: Decoder) -> None:
     assert trainable(student, BLOCKS) == replaced
     mixers = {name for name in replaced if ".mlp." not in name and ".post_" not in name}
     assert trainable(student, MATRICES) == trainable(student, MIXERS) == mixers
-    assert any(name.endswith("input_layernorm.weight") for name in mixers)
+    own = {name for name, _ in student.blocks[0].mixer.named_parameters()}
+    assert {"in_proj.weight", "conv1d.bias", "D", "out_proj.weight"} <= own
+    names = {f"mamba.{name}" for name in own} | {"input_layernorm.weight"}
+    assert mixers == {f"model.layers.{i}.{name}" for i in (0, 2) for name in names}
+
+
+# ---------------------------------------------------------------- every mixer learns
+
+
+@pytest.mark.parametrize("kind", MIXER_KINDS)
+@pytest.mark.parametrize("objective", [MATRICES, BLOCKS, MIXERS, REVERSE], ids=NAMES[:4])
+def test_the_loss_goes_down(teacher: Decoder, kind: str, objective: Objective) -> None:
+    student = transplant(teacher, [LINEAR, ATTENTION, LINEAR], kind, chunk_size=4)
+    if kind == "mamba1" and objective is MATRICES:
+        with pytest.raises(ValueError, match="mamba1 mixes the tokens of each channel"):
+            evaluate(student, teacher, batch(PACKED), objective)
+        return
+    first, *_, last = losses(student, teacher, objective)
+    assert last < 0.85 * first
+
+
+def losses(student: Decoder, teacher: Decoder, objective: Objective) -> list[float]:
+    """Of a few steps on the same rows; only what the objective is said to train moves."""
+    names, rows = trainable(student, objective), batch(PACKED)
+    learning = [p for name, p in student.named_parameters() if name in names]
+    optimizer, found = torch.optim.Adam(learning, lr=5e-3), []
+    for _ in range(20):
+        loss = evaluate(student, teacher, rows, objective)
+        loss.sum.backward()
+        optimizer.step()
+        student.zero_grad()
+        found.append(loss.sum.item())
+    return found
+
+
+def test_a_start_as_the_identity_learns(teacher: Decoder) -> None:
+    """Hidden states of a student whose mixers have other heads than the teacher's attention."""
+    kinds = [LINEAR, ATTENTION, LINEAR]
+    settings = {"start": "identity", "heads": 3, "head_dim": 10, "state_size": 5}
+    student = transplant(teacher, kinds, "discrete_mamba2", **settings)
+    first, *_, last = losses(student, teacher, BLOCKS)
+    assert last < 0.85 * first

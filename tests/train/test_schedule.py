@@ -48,12 +48,15 @@ def test_only_matrices_decay() -> None:
         "weight": nn.Parameter(torch.ones(2, 2)),
         "conv": nn.Parameter(torch.ones(2, 1, 4)),
         "norm": nn.Parameter(torch.ones(2)),
+        "mamba.A_log": nn.Parameter(torch.ones(2, 2)),  # of Mamba-1: a rate for each state
     }
     optimizer = adamw(named, Optim(lr=0.1, weight_decay=0.5))
     for parameter in named.values():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    assert [float(named[name].detach().mean()) for name in named] == pytest.approx([0.95, 0.95, 1])
+    assert [float(named[name].detach().mean()) for name in named] == pytest.approx(
+        [0.95, 0.95, 1, 1]
+    )
 
 
 def test_frozen_names() -> None:

@@ -1,12 +1,13 @@
-"""Mamba-1's selective scan: a decay for each channel and state (Gu and Dao 2023, arXiv 2312.00752).
+"""Mamba-1's selective scan (Gu and Dao 2023, arXiv 2312.00752): a decay per channel and state.
 
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t b_t^T        y_t = h_t c_t
 
-`scan_chunked` runs it a chunk of tokens at a time, `step` one token at a time, and
-`scan_sequential` is the recurrence as written, the reference of both. Every channel and state has a
-decay of its own, so there is no T x T matrix for a head, as there is in `ssd`.
+`scan_chunked` runs it over T in bounded memory, `step` one token at a time; `scan_sequential` is
+the recurrence as written, the reference of both.
 
-Shapes: B batch, T time, H heads, P head channels, N state; Q chunk. dt >= 0 and A <= 0.
+Shapes: B batch, T time, H heads, P head channels, N state; Q chunk. Steps dt are >= 0 and A <= 0:
+decays lie in [0, 1], and nothing is ever divided by one. A token with dt = 0 leaves the state as it
+is, bit by bit. Every result is in the dtype of the inputs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ def step(
 ) -> tuple[Tensor, Tensor]:
     """One token from a state: the outputs y_BHP and the next state."""
     decay_BHPN = (dt_BHP[..., None] * a_HPN).exp()
-    state_BHPN = decay_BHPN * state_BHPN + (dt_BHP * x_BHP)[..., None] * b_BHN[:, :, None, :]
+    added_BHPN = (dt_BHP * x_BHP)[..., None] * b_BHN[:, :, None]
+    state_BHPN = torch.addcmul(added_BHPN, decay_BHPN, state_BHPN)
     return (state_BHPN @ c_BHN[..., None]).squeeze(-1), state_BHPN
 
 
@@ -53,62 +55,63 @@ def scan_chunked(
     document_BT: Tensor | None = None,
     chunk: int = 16,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs y_BTHP and the final state, in memory that does not grow with T x N.
+    """The recurrence chunk by chunk: outputs y_BTHP and the final state.
 
-    Chunks follow each other; only the state between two of them is kept for the backward pass,
-    which runs each chunk again. With `document_BT` the state restarts wherever the id changes; the
-    starting state belongs to the first document of each row.
+    What grows with T is one state per chunk: where gradients are wanted, the backward pass computes
+    the states within a chunk anew. With `document_BT` the state restarts wherever the id changes;
+    the starting state belongs to the first document of each row.
     """
-    starts_BT = None if document_BT is None else _starts(document_BT)
+    keep_BT = None if document_BT is None else _continues(document_BT)
     outputs = []
-    for first in range(0, x_BTHP.shape[1], chunk):
-        part = slice(first, first + chunk)
-        arguments = (
-            x_BTHP[:, part],
-            dt_BTHP[:, part],
+    for start in range(0, x_BTHP.shape[1], chunk):
+        tokens = slice(start, start + chunk)
+        inputs = (
+            x_BTHP[:, tokens],
+            dt_BTHP[:, tokens],
             a_HPN,
-            b_BTHN[:, part],
-            c_BTHN[:, part],
+            b_BTHN[:, tokens],
+            c_BTHN[:, tokens],
             state_BHPN,
-            None if starts_BT is None else starts_BT[:, part],
+            None if keep_BT is None else keep_BT[:, tokens],
         )
         if torch.is_grad_enabled():
             y_BQHP, state_BHPN = checkpoint(
-                _chunk, *arguments, use_reentrant=False, preserve_rng_state=False
+                _scan_chunk, *inputs, use_reentrant=False, preserve_rng_state=False
             )
         else:
-            y_BQHP, state_BHPN = _chunk(*arguments)
+            y_BQHP, state_BHPN = _scan_chunk(*inputs)
         outputs.append(y_BQHP)
     return torch.cat(outputs, dim=1), state_BHPN
 
 
-def _chunk(
+def _scan_chunk(
     x_BQHP: Tensor,
     dt_BQHP: Tensor,
     a_HPN: Tensor,
     b_BQHN: Tensor,
     c_BQHN: Tensor,
     state_BHPN: Tensor,
-    starts_BQ: Tensor | None,
+    keep_BQ: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """All tokens of a chunk at once, by doubling: after step i every token knows the 2^i before."""
+    """One chunk: all but one multiply-add per token is done for the whole chunk at once.
+
+    In chunks as short as memory wants them, a scan of logarithmic depth starts as many kernels and
+    takes 2.5 times as long on a CPU: every level of it is a pass over all states of the chunk.
+    """
     decay_BQHPN = (dt_BQHP[..., None] * a_HPN).exp()
-    if starts_BQ is not None:
-        decay_BQHPN = decay_BQHPN * ~starts_BQ[:, :, None, None, None]
-    state_BQHPN = (dt_BQHP * x_BQHP)[..., None] * b_BQHN[:, :, :, None, :]
-    reach, length = 1, x_BQHP.shape[1]
-    while reach < length:
-        later = state_BQHPN[:, reach:] + decay_BQHPN[:, reach:] * state_BQHPN[:, :-reach]
-        state_BQHPN = torch.cat([state_BQHPN[:, :reach], later], dim=1)
-        both = decay_BQHPN[:, reach:] * decay_BQHPN[:, :-reach]
-        decay_BQHPN = torch.cat([decay_BQHPN[:, :reach], both], dim=1)
-        reach *= 2
-    state_BQHPN = state_BQHPN + decay_BQHPN * state_BHPN[:, None]
-    return (state_BQHPN @ c_BQHN[..., None]).squeeze(-1), state_BQHPN[:, -1]
+    if keep_BQ is not None:
+        decay_BQHPN = decay_BQHPN * keep_BQ[..., None, None, None]
+    added_BQHPN = (dt_BQHP * x_BQHP)[..., None] * b_BQHN[..., None, :]
+    states = []
+    for decay_BHPN, added_BHPN in zip(decay_BQHPN.unbind(1), added_BQHPN.unbind(1), strict=True):
+        state_BHPN = torch.addcmul(added_BHPN, decay_BHPN, state_BHPN)
+        states.append(state_BHPN)
+    # The sum, not a matrix product: N is small, and the product's gradient is slow to batch.
+    y_BQHP = (torch.stack(states, dim=1) * c_BQHN[..., None, :]).sum(-1)
+    return y_BQHP, state_BHPN
 
 
-def _starts(document_BT: Tensor) -> Tensor:
-    """True at the first token of every document but the first of its row."""
-    return torch.cat(
-        [torch.zeros_like(document_BT[:, :1]), document_BT[:, 1:] - document_BT[:, :-1]], dim=1
-    ).bool()
+def _continues(document_BT: Tensor) -> Tensor:
+    """Whether a token belongs to the document of the one before it, or is the first of its row."""
+    before_BT = torch.cat([document_BT[:, :1], document_BT[:, :-1]], dim=1)
+    return document_BT == before_BT

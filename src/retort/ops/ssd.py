@@ -6,13 +6,17 @@
 T x T matrix M with y = M v. `scan_sequential` is the recurrence as written, the reference of all.
 
 Shapes: B batch, T time, H heads, P head channels, G groups of b/c, N state; Q chunk, K chunks.
-Head h reads group h // (H/G). Log-decays a are <= 0; every result is in the dtype of the inputs.
+Head h reads group h // (H/G). Log-decays a are <= 0, down to -inf; every result is in the dtype of
+the inputs.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+FORGOTTEN = -1000.0
+"""A log-decay whose exponential is 0 in every dtype; what is below it counts as it."""
 
 
 def step(
@@ -65,21 +69,23 @@ def scan_chunked(
     the first document of each row.
     """
     length, heads = v_BTHP.shape[1], v_BTHP.shape[2]
+    chunk = min(chunk, length)
     v_BKQHP, a_BKQH = _chunks(v_BTHP, chunk), _chunks(log_decay_BTH, chunk)
     b_BKQHN = per_head(_chunks(b_BTGN, chunk), heads, dim=3)
     c_BKQHN = per_head(_chunks(c_BTGN, chunk), heads, dim=3)
-    v, b, c = (x.transpose(2, 3) for x in (v_BKQHP, b_BKQHN, c_BKQHN))  # BKHQ*
-    a_BKHQ = a_BKQH.transpose(2, 3)
+    # BKHQ*, contiguous: each is in two matrix products, which would copy it every time.
+    v, b, c = (x.transpose(2, 3).contiguous() for x in (v_BKQHP, b_BKQHN, c_BKQHN))
+    total_BKHQ = _running_totals(a_BKQH.transpose(2, 3))
     document_BKQ = None if document_BT is None else _chunk_documents(document_BT, chunk)
 
-    decay_BKHQQ = decay_matrix(a_BKHQ, _spread(document_BKQ))
+    decay_BKHQQ = _decays_between(total_BKHQ, v.dtype, _spread(document_BKQ))
     within_BKHQP = (c @ b.transpose(-1, -2) * decay_BKHQQ) @ v
 
     # What each chunk adds to the state at its end: its last row of decays, applied to v b^T.
     added_BKHPN = (v * decay_BKHQQ[..., -1, :, None]).transpose(-1, -2) @ b
-    starts_BKHPN, last_BHPN = _carry(added_BKHPN, a_BKHQ.sum(-1), state_BHPN, document_BKQ)
+    starts_BKHPN, last_BHPN = _carry(added_BKHPN, total_BKHQ[..., -1], state_BHPN, document_BKQ)
 
-    entering_BKHQ = a_BKHQ.cumsum(-1).exp()
+    entering_BKHQ = total_BKHQ.to(v.dtype).exp()
     if document_BKQ is not None:
         entering_BKHQ = entering_BKHQ * _continues(document_BKQ)[:, :, None]
     across_BKHQP = (c @ starts_BKHPN.transpose(-1, -2)) * entering_BKHQ[..., None]
@@ -91,22 +97,35 @@ def scan_chunked(
 def decay_matrix(log_decay_T: Tensor, document_T: Tensor | None = None) -> Tensor:
     """exp of the sums of log-decays over s < j <= t along the last dimension: (..., T, T).
 
-    Zero where s > t or where the documents of s and t differ. Sums are differences of running
-    totals in float64: in float32 a strong decay early on would drown the weak ones behind it.
+    Zero where s > t or where the documents of s and t differ.
     """
-    total_T = log_decay_T.double().cumsum(-1)
-    sums_TS = (total_T[..., :, None] - total_T[..., None, :]).to(log_decay_T.dtype)
-    size = log_decay_T.shape[-1]
-    keep_TS = torch.ones(size, size, dtype=torch.bool, device=log_decay_T.device).tril()
-    if document_T is not None:
-        keep_TS = keep_TS & (document_T[..., :, None] == document_T[..., None, :])
-    return sums_TS.masked_fill(~keep_TS, float("-inf")).exp()
+    return _decays_between(_running_totals(log_decay_T), log_decay_T.dtype, document_T)
 
 
 def per_head(x: Tensor, heads: int, dim: int = 1) -> Tensor:
     """Repeats each group's entry along `dim` so that there is one for every head."""
     groups = x.shape[dim]
     return x if groups == heads else x.repeat_interleave(heads // groups, dim)
+
+
+def _running_totals(log_decay_T: Tensor) -> Tensor:
+    """Sums of the log-decays up to each token along the last dimension, in float64.
+
+    Differences of them have to be right to 1e-6: in float32 one strong decay would drown the weak
+    ones behind it, and in float64 one of -1e20, or of -inf, still would.
+    """
+    return log_decay_T.clamp(min=FORGOTTEN).double().cumsum(-1)
+
+
+def _decays_between(total_T: Tensor, dtype: torch.dtype, document_T: Tensor | None) -> Tensor:
+    """`decay_matrix` from running totals."""
+    # The sum with the negative has a cheaper gradient than the difference: no negated T x T matrix.
+    sums_TS = (total_T[..., :, None] + -total_T[..., None, :]).to(dtype)
+    size = total_T.shape[-1]
+    keep_TS = torch.ones(size, size, dtype=torch.bool, device=total_T.device).tril()
+    if document_T is not None:
+        keep_TS = keep_TS & (document_T[..., :, None] == document_T[..., None, :])
+    return sums_TS.masked_fill(~keep_TS, float("-inf")).exp()
 
 
 def _carry(
@@ -118,7 +137,7 @@ def _carry(
     document_BK = None
     if document_BKQ is not None:
         document_BK = torch.cat([document_BKQ[:, :1, 0], document_BKQ[:, :, -1]], dim=1)
-    decay_BHKK = decay_matrix(a_BHK, _spread(document_BK))
+    decay_BHKK = decay_matrix(a_BHK, _spread(document_BK)).to(added_BKHPN.dtype)
     states_BKHPN = torch.einsum("bhkj,bjhpn->bkhpn", decay_BHKK, inputs_BKHPN)
     return states_BKHPN[:, :-1], states_BKHPN[:, -1]
 

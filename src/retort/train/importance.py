@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -74,18 +74,19 @@ def highest(costs: Mapping[int, float], count: int) -> list[int]:
     return sorted(sorted(costs, key=lambda index: -costs[index])[:count])
 
 
-def remembered(
-    folder: Path, recipe: str, measured: Callable[[], dict[int, float]], anew: bool
-) -> dict[int, float]:
-    """The costs that an earlier start of the same recipe has measured, or those measured now."""
+def remembered(folder: Path, recipe: str) -> dict[int, float] | None:
+    """The costs that an earlier start of the same recipe has left in its folder, if any."""
     path = folder / FILE
-    if path.is_file() and not anew:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if known["recipe"] == recipe:
-            return {int(index): value for index, value in known["costs"].items()}
-    costs = measured()
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    if not path.is_file():
+        return None
+    known = json.loads(path.read_text(encoding="utf-8"))
+    if known["recipe"] != recipe:
+        return None
+    return {int(index): value for index, value in known["costs"].items()}
+
+
+def remember(folder: Path, recipe: str, costs: Mapping[int, float]) -> None:
+    """Leaves the costs for later starts: a student must not change while it is trained."""
+    partial = (folder / FILE).with_suffix(".partial")
     partial.write_text(json.dumps({"recipe": recipe, "costs": costs}) + "\n", encoding="utf-8")
-    partial.replace(path)
-    return costs
+    partial.replace(folder / FILE)

@@ -13,11 +13,10 @@ from retort.recipe import Optim
 
 def adamw(named: dict[str, nn.Parameter], optim: Optim) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101); only matrices decay: not norms, biases, A_log, D or dt_bias."""
-    matrices = [parameter for parameter in named.values() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in named.values() if parameter.ndim < 2]
+    decays = {name: p.ndim >= 2 and not name.endswith("A_log") for name, p in named.items()}
     groups = [
-        {"params": matrices, "weight_decay": optim.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [named[n] for n in decays if decays[n]], "weight_decay": optim.weight_decay},
+        {"params": [named[n] for n in decays if not decays[n]], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 

@@ -114,7 +114,7 @@ def _read_tensors(tensors: Tensors, config: DecoderConfig) -> Tensors:
             _check_null(name, tensor, config)
         elif name.endswith("self_attn.o_proj.bias"):
             _check_zero(name, tensor)
-        elif name.endswith("shared_mlp.input_linear.weight"):
+        elif name.endswith("shared_mlp.input_linear.weight") and tensor.ndim:
             prefix = name.removesuffix("shared_mlp.input_linear.weight")
             gate, up = tensor.tensor_split(2)
             native[f"{prefix}mlp.gate_proj.weight"] = gate.contiguous()

@@ -114,7 +114,7 @@ def _tensors(tensors: Tensors, config: DecoderConfig) -> Tensors:
         if isinstance(config.mixer, Mamba2Config):
             _spread_mamba2(tensors, prefix, config.mixer)
         elif isinstance(config.mixer, Mamba1Config):
-            _fuse_mamba1(tensors, prefix)
+            _fuse_mamba1(tensors, prefix, config.mixer, config.hidden_size)
             _spread_conv(tensors, prefix, config.mixer)
     return tensors
 
@@ -123,42 +123,48 @@ def _split_attention(tensors: Tensors, prefix: str, config: DecoderConfig) -> No
     """The inference form's `mha` back into the projections; anything else is left as it is."""
     fused, out = f"{prefix}mha.in_proj.weight", f"{prefix}mha.out_proj.weight"
     sizes = [config.heads * config.head_dim] + [config.kv_heads * config.head_dim] * 2
-    if fused in tensors and tensors[fused].shape[0] == sum(sizes):
+    if fused in tensors and tensors[fused].shape[:1] == (sum(sizes),):
         for part, rows in zip("qkv", tensors.pop(fused).split(sizes), strict=True):
             tensors[f"{prefix}self_attn.{part}_proj.weight"] = rows.contiguous()
     if out in tensors:
         tensors[f"{prefix}self_attn.o_proj.weight"] = tensors.pop(out)
 
 
-def _fuse_mamba1(tensors: Tensors, prefix: str) -> None:
+def _fuse_mamba1(tensors: Tensors, prefix: str, mixer: Mamba1Config, width: int) -> None:
     names = [f"{prefix}{part}.weight" for part in _TRAINED]
-    if all(name in tensors for name in names):
-        tensors[f"{prefix}in_proj.weight"] = torch.cat([tensors.pop(name) for name in names])
+    if not all(name in tensors for name in names):
+        return
+    inner, shared = mixer.inner, mixer.kv_inner
+    for name, rows in zip(names, (inner, shared, shared, inner, mixer.dt_rank), strict=True):
+        found = tuple(tensors[name].shape)
+        if found != (rows, width):
+            raise ValueError(f"wrong shape {name} {found}, not {(rows, width)}")
+    tensors[f"{prefix}in_proj.weight"] = torch.cat([tensors.pop(name) for name in names])
 
 
 def _spread_conv(tensors: Tensors, prefix: str, mixer: Mamba1Config) -> None:
     """A convolution that ran before x was repeated, as one that runs after it."""
     width = mixer.state_size if mixer.released_quirks else mixer.head_dim
     for name in (f"{prefix}conv1d.weight", f"{prefix}conv1d.bias"):
-        if name in tensors and tensors[name].shape[0] == mixer.kv_inner != mixer.inner:
+        if name in tensors and tensors[name].shape[:1] == (mixer.kv_inner,) != (mixer.inner,):
             tensors[name] = repeat_heads(tensors[name], width, mixer.heads // mixer.kv_heads)
 
 
 def _spread_mamba2(tensors: Tensors, prefix: str, mixer: Mamba2Config) -> None:
     """Repeats what GQA shares. z | x | B | C | dt are the rows of in_proj, x | B | C of conv1d."""
     name = f"{prefix}in_proj.weight"
-    if name not in tensors:
+    if name not in tensors or not tensors[name].ndim:
         return
     inner = mixer.inner
     shared, odd = divmod(tensors[name].shape[0] - 2 * inner - mixer.heads, 2)
-    if odd or shared <= 0 or inner % shared:
+    if odd or shared <= 0 or inner % shared or shared % mixer.state_size:
         return  # its shape will be reported
     sizes = [inner, shared, shared, inner, mixer.heads]
     z, x, b, c, dt = tensors[name].split(sizes)
     tensors[name] = torch.cat([z, _spread(x, mixer), _spread(b, mixer), c, dt])
     for part in ("weight", "bias"):
         name = f"{prefix}conv1d.{part}"
-        if name in tensors and tensors[name].shape[0] == inner + 2 * shared:
+        if name in tensors and tensors[name].shape[:1] == (inner + 2 * shared,):
             x, b, c = tensors[name].split([shared, shared, inner])
             tensors[name] = torch.cat([_spread(x, mixer), _spread(b, mixer), c])
 
