@@ -134,10 +134,9 @@ def test_chunks_of_any_size(length: int, chunk: int) -> None:
 
 
 @PROPERTY
-@given(x=any_inputs(), chunk=st.integers(1, 50), recorded=st.booleans())
-def test_chunked_equals_the_recurrence(x: Inputs, chunk: int, recorded: bool) -> None:
-    with torch.set_grad_enabled(recorded):
-        check(scan.scan_chunked(*x, chunk=chunk), formula(x))
+@given(x=any_inputs(), chunk=st.integers(1, 50))
+def test_chunked_equals_the_recurrence(x: Inputs, chunk: int) -> None:
+    check(scan.scan_chunked(*x, chunk=chunk), formula(x))
 
 
 @PROPERTY
@@ -168,6 +167,15 @@ def test_gradients_equal_those_of_the_recurrence(x: Inputs, chunk: int) -> None:
     ours, theirs = x.leaves(), x.double().leaves()
     found = gradients(ours, scan.scan_chunked(*ours, chunk=chunk))
     check_gradients(found, gradients(theirs, formula(theirs)))
+
+
+@pytest.mark.parametrize("result", [0, 1])
+def test_gradients_equal_finite_differences(result: int) -> None:
+    """Also where only the outputs, or only the final state, are used."""
+    leaves, document_BT = tuple(inputs(7).double().leaves()), documents([3, 4], batch=2)
+    assert torch.autograd.gradcheck(
+        lambda *x: scan.scan_chunked(*x, document_BT, 2)[result], leaves
+    )
 
 
 def test_results_have_the_dtype_of_the_inputs() -> None:

@@ -12,9 +12,11 @@ is, bit by bit. Every result is in the dtype of the inputs.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 
 def step(
@@ -57,58 +59,119 @@ def scan_chunked(
 ) -> tuple[Tensor, Tensor]:
     """The recurrence chunk by chunk: outputs y_BTHP and the final state.
 
-    What grows with T is one state per chunk: where gradients are wanted, the backward pass computes
-    the states within a chunk anew. With `document_BT` the state restarts wherever the id changes;
-    the starting state belongs to the first document of each row.
+    What grows with T is one state per chunk: the backward pass computes those within a chunk anew.
+    With `document_BT` the state restarts wherever the id changes; the starting state belongs to the
+    first document of each row. Gradients cannot be differentiated once more.
     """
     keep_BT = None if document_BT is None else _continues(document_BT)
-    outputs = []
-    for start in range(0, x_BTHP.shape[1], chunk):
-        tokens = slice(start, start + chunk)
-        inputs = (
-            x_BTHP[:, tokens],
-            dt_BTHP[:, tokens],
-            a_HPN,
-            b_BTHN[:, tokens],
-            c_BTHN[:, tokens],
-            state_BHPN,
-            None if keep_BT is None else keep_BT[:, tokens],
-        )
-        if torch.is_grad_enabled():
-            y_BQHP, state_BHPN = checkpoint(
-                _scan_chunk, *inputs, use_reentrant=False, preserve_rng_state=False
-            )
-        else:
-            y_BQHP, state_BHPN = _scan_chunk(*inputs)
-        outputs.append(y_BQHP)
-    return torch.cat(outputs, dim=1), state_BHPN
+    inputs = (x_BTHP, dt_BTHP, a_HPN, b_BTHN, c_BTHN, state_BHPN)
+    return _ChunkedScan.apply(*inputs, keep_BT, chunk)
 
 
-def _scan_chunk(
-    x_BQHP: Tensor,
-    dt_BQHP: Tensor,
-    a_HPN: Tensor,
-    b_BQHN: Tensor,
-    c_BQHN: Tensor,
+class _ChunkedScan(torch.autograd.Function):
+    """`scan_chunked` and its gradient. That of the loss by h_t, g_t, is a scan backwards in time:
+
+        g_t = dy_t c_t^T + decay_{t+1} g_{t+1}
+
+    Autograd over checkpointed chunks gives the same, but takes twice as long, and leaves the memory
+    of a CPU so fragmented that it holds ten times what is in use.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BTHP: Tensor,
+        dt_BTHP: Tensor,
+        a_HPN: Tensor,
+        b_BTHN: Tensor,
+        c_BTHN: Tensor,
+        state_BHPN: Tensor,
+        keep_BT: Tensor | None,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor]:
+        y_BTHP, starts = torch.empty_like(x_BTHP), []
+        for tokens in _chunks(x_BTHP.shape[1], chunk):
+            starts.append(state_BHPN)
+            decay_BQHPN = _decays(dt_BTHP, a_HPN, keep_BT, tokens)
+            states_BQHPN = _states(x_BTHP, dt_BTHP, b_BTHN, decay_BQHPN, state_BHPN, tokens)
+            y_BTHP[:, tokens] = (states_BQHPN * c_BTHN[:, tokens, :, None]).sum(-1)
+            state_BHPN = states_BQHPN[:, -1].clone()  # a view would keep all states of the chunk
+        ctx.save_for_backward(x_BTHP, dt_BTHP, a_HPN, b_BTHN, c_BTHN, keep_BT, *starts)
+        ctx.chunk = chunk
+        return y_BTHP, state_BHPN
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_BTHP: Tensor, g_BHPN: Tensor) -> tuple[Tensor | None, ...]:
+        x_BTHP, dt_BTHP, a_HPN, b_BTHN, c_BTHN, keep_BT, *starts = ctx.saved_tensors
+        dx_BTHP, ddt_BTHP = torch.empty_like(x_BTHP), torch.empty_like(dt_BTHP)
+        db_BTHN, dc_BTHN = torch.empty_like(b_BTHN), torch.empty_like(c_BTHN)
+        da_HPN = torch.zeros_like(a_HPN)
+        chunks = _chunks(x_BTHP.shape[1], ctx.chunk)
+        for tokens, start_BHPN in zip(reversed(chunks), reversed(starts), strict=True):
+            x_BQHP1, dt_BQHP1 = x_BTHP[:, tokens, ..., None], dt_BTHP[:, tokens, ..., None]
+            dy_BQHP1 = dy_BTHP[:, tokens, ..., None]
+            b_BQH1N, c_BQH1N = b_BTHN[:, tokens, :, None], c_BTHN[:, tokens, :, None]
+
+            decay_BQHPN = _decays(dt_BTHP, a_HPN, keep_BT, tokens)
+            states_BQHPN = _states(x_BTHP, dt_BTHP, b_BTHN, decay_BQHPN, start_BHPN, tokens)
+            g_BQHPN = _gradients_of_states(dy_BQHP1 * c_BQH1N, decay_BQHPN, g_BHPN)
+            g_BHPN = decay_BQHPN[:, 0] * g_BQHPN[:, 0]
+
+            dc_BTHN[:, tokens] = (dy_BQHP1 * states_BQHPN).sum(-2)
+            db_BTHN[:, tokens] = (dt_BQHP1 * x_BQHP1 * g_BQHPN).sum(-2)
+            added_BQHP = (b_BQH1N * g_BQHPN).sum(-1)  # the gradient of dt x
+            dx_BTHP[:, tokens] = dt_BTHP[:, tokens] * added_BQHP
+            # The gradient of dt A, which has the decay for its exponential.
+            log_BQHPN = g_BQHPN.mul_(decay_BQHPN)
+            log_BQHPN[:, 0] *= start_BHPN
+            log_BQHPN[:, 1:] *= states_BQHPN[:, :-1]
+            ddt_BTHP[:, tokens] = x_BTHP[:, tokens] * added_BQHP + (log_BQHPN * a_HPN).sum(-1)
+            da_HPN += (log_BQHPN * dt_BQHP1).sum((0, 1))
+        return dx_BTHP, ddt_BTHP, da_HPN, db_BTHN, dc_BTHN, g_BHPN, None, None
+
+
+def _chunks(length: int, chunk: int) -> list[slice]:
+    return [slice(start, start + chunk) for start in range(0, length, chunk)]
+
+
+def _decays(dt_BTHP: Tensor, a_HPN: Tensor, keep_BT: Tensor | None, tokens: slice) -> Tensor:
+    """decay_BQHPN of the tokens of a chunk."""
+    decay_BQHPN = (dt_BTHP[:, tokens, ..., None] * a_HPN).exp_()
+    if keep_BT is not None:
+        decay_BQHPN *= keep_BT[:, tokens, None, None, None]
+    return decay_BQHPN
+
+
+def _states(
+    x_BTHP: Tensor,
+    dt_BTHP: Tensor,
+    b_BTHN: Tensor,
+    decay_BQHPN: Tensor,
     state_BHPN: Tensor,
-    keep_BQ: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """One chunk: all but one multiply-add per token is done for the whole chunk at once.
+    tokens: slice,
+) -> Tensor:
+    """States_BQHPN after the tokens of a chunk, from the state before it.
 
     In chunks as short as memory wants them, a scan of logarithmic depth starts as many kernels and
-    takes 2.5 times as long on a CPU: every level of it is a pass over all states of the chunk.
+    takes twice as long on a CPU, if not longer: each level of it is a pass over all these states.
     """
-    decay_BQHPN = (dt_BQHP[..., None] * a_HPN).exp()
-    if keep_BQ is not None:
-        decay_BQHPN = decay_BQHPN * keep_BQ[..., None, None, None]
-    added_BQHPN = (dt_BQHP * x_BQHP)[..., None] * b_BQHN[..., None, :]
-    states = []
-    for decay_BHPN, added_BHPN in zip(decay_BQHPN.unbind(1), added_BQHPN.unbind(1), strict=True):
-        state_BHPN = torch.addcmul(added_BHPN, decay_BHPN, state_BHPN)
-        states.append(state_BHPN)
-    # The sum, not a matrix product: N is small, and the product's gradient is slow to batch.
-    y_BQHP = (torch.stack(states, dim=1) * c_BQHN[..., None, :]).sum(-1)
-    return y_BQHP, state_BHPN
+    added_BQHP = dt_BTHP[:, tokens] * x_BTHP[:, tokens]
+    states_BQHPN = added_BQHP[..., None] * b_BTHN[:, tokens, :, None]
+    for t in range(states_BQHPN.shape[1]):
+        state_BHPN = states_BQHPN[:, t].addcmul_(decay_BQHPN[:, t], state_BHPN)
+    return states_BQHPN
+
+
+def _gradients_of_states(g_BQHPN: Tensor, decay_BQHPN: Tensor, after_BHPN: Tensor) -> Tensor:
+    """All g_t of a chunk, in place of what its outputs alone make of them.
+
+    `after_BHPN` is what reaches the last state from behind the chunk.
+    """
+    g_BQHPN[:, -1] += after_BHPN
+    for t in reversed(range(g_BQHPN.shape[1] - 1)):
+        g_BQHPN[:, t].addcmul_(decay_BQHPN[:, t + 1], g_BQHPN[:, t + 1])
+    return g_BQHPN
 
 
 def _continues(document_BT: Tensor) -> Tensor:
