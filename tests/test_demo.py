@@ -9,7 +9,7 @@ import yaml
 
 from retort import demo
 from retort.recipe import RECIPES
-from retort.train.loop import work_folder
+from retort.train.prepare import work_folder
 
 
 @pytest.fixture

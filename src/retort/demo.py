@@ -25,7 +25,7 @@ from retort.recipe import RECIPES, DistillRecipe, SampleRecipe, load
 from retort.report.curves import Curves
 from retort.report.run import report
 from retort.sample.run import sample
-from retort.train.loop import work_folder
+from retort.train.prepare import work_folder
 
 STUDENTS = ("pure", "hybrid")
 POLL_SECONDS = 0.5

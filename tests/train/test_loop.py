@@ -26,7 +26,7 @@ from retort.model.config import ATTENTION, LINEAR
 from retort.model.decoder import Decoder
 from retort.model.transplant import transplant
 from retort.recipe import DistillRecipe, Stage
-from retort.train import checkpoint, importance, loop
+from retort.train import checkpoint, importance, loop, prepare
 from retort.train.objectives import Loss, evaluate, trainable
 
 MakeDecoder = Callable[..., Decoder]
@@ -108,7 +108,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def metrics(out: Path) -> list[Values]:
     """What a run recorded, but for its speed."""
-    records = read_metrics(loop.work_folder(out) / "metrics.jsonl")
+    records = read_metrics(prepare.work_folder(out) / "metrics.jsonl")
     timing = {"seconds", "tokens_per_second"}
     return [{k: v for k, v in record.items() if k not in timing} for record in records]
 
@@ -158,7 +158,7 @@ def test_a_run_learns_and_transformers_reads_what_it_leaves(tmp_path: Path) -> N
 
 
 def test_what_is_recorded_of_a_step(teacher: Path) -> None:
-    first, _, last = read_metrics(loop.work_folder(teacher) / "metrics.jsonl")
+    first, _, last = read_metrics(prepare.work_folder(teacher) / "metrics.jsonl")
     assert (first["step"], first["stage"], first["tokens"]) == (1, "supervised", 576)
     assert first["loss"] == first["ce"] > 0
     assert first["gradient_norm"] > 0
@@ -223,9 +223,9 @@ def test_frozen_weights_of_a_student_stay_byte_for_byte(
     stages = [stage("distill", 2, freeze=patterns), stage("supervised", 2, freeze=["*.mlp.*"])]
     changes = {"student": STUDENT | {"mixer": mixer}, "checkpoints": {"every": 2, "keep": 9}}
     wanted = hybrid(tmp_path / "student", teacher, *stages, **changes)
-    start = loop._prepare(wanted).student.state_dict()
+    start = prepare.prepare(wanted).student.state_dict()
     end = retort.load(loop.distill(wanted)).state_dict()
-    state = loop.work_folder(wanted.out) / "checkpoints" / "step-000000002"
+    state = prepare.work_folder(wanted.out) / "checkpoints" / "step-000000002"
     middle = load_file(state / checkpoint.TENSORS)
     names = start.keys() - {"lm_head.weight"}  # the embedding, once more
     first = {name for name in names if any(fnmatch(name, pattern) for pattern in patterns)}
@@ -276,7 +276,7 @@ def test_a_run_of_each_mixer_may_be_stopped(
 )
 def test_layers_that_stay(tmp_path: Path, teacher: Path, keep: Any, wanted: Any) -> None:
     student = STUDENT | {"keep_attention": keep}
-    job = loop._prepare(hybrid(tmp_path / "student", teacher, student=student))
+    job = prepare.prepare(hybrid(tmp_path / "student", teacher, student=student))
     assert job.student.config.layer_types == wanted
     assert list(tmp_path.iterdir()) == []
 
@@ -301,7 +301,7 @@ def important(tmp_path: Path) -> Values:
 def test_the_costliest_layer_stays(tmp_path: Path, teacher: Path, important: Values) -> None:
     wanted = hybrid(tmp_path / "student", teacher, stage("distill", 1), student=important)
     out = loop.distill(wanted)
-    costs = importance.remembered(loop.work_folder(out), loop._identity(wanted))
+    costs = importance.remembered(prepare.work_folder(out), prepare.identity(wanted))
     assert costs is not None
     assert costs.keys() == {0, 1}
     (kept,) = retort.load(out).config.attention_layers
@@ -317,7 +317,7 @@ def test_costs_decide(
     highest: int,
 ) -> None:
     monkeypatch.setattr(importance, "measure", lambda *_: {highest: 2.0, 1 - highest: 1.0})
-    job = loop._prepare(hybrid(tmp_path / "student", teacher, student=important))
+    job = prepare.prepare(hybrid(tmp_path / "student", teacher, student=important))
     assert job.student.config.attention_layers == (highest,)
 
 
@@ -346,11 +346,11 @@ def test_a_student_is_the_same_when_nothing_is_measured_again(
 ) -> None:
     """A run killed before its first state starts from the same weights."""
     wanted = hybrid(tmp_path / "student", teacher, student=important)
-    first = loop._prepare(wanted)
-    work = loop.work_folder(wanted.out)
+    first = prepare.prepare(wanted)
+    work = prepare.work_folder(wanted.out)
     work.mkdir()
-    importance.remember(work, loop._identity(wanted), first.costs)
-    again = loop._prepare(wanted).student.state_dict()
+    importance.remember(work, prepare.identity(wanted), first.costs)
+    again = prepare.prepare(wanted).student.state_dict()
     assert all(torch.equal(again[n], tensor) for n, tensor in first.student.state_dict().items())
 
 
@@ -362,7 +362,7 @@ def test_starting_over_measures_again(
     monkeypatch.setattr(importance, "measure", lambda *_: {0: 7.0, 1: 8.0})
     again = wanted.model_copy(update={"force": True})
     loop.distill(again)
-    costs = importance.remembered(loop.work_folder(wanted.out), loop._identity(wanted))
+    costs = importance.remembered(prepare.work_folder(wanted.out), prepare.identity(wanted))
     assert costs == {0: 7.0, 1: 8.0}
 
 
@@ -394,7 +394,7 @@ def test_a_student_taken_further(tmp_path: Path, teacher: Path, mixer: str) -> N
     wanted = hybrid(
         tmp_path / "pure", teacher, stage("distill", 2), student=further(half, mixer=mixer)
     )
-    start, before = loop._prepare(wanted).student.state_dict(), retort.load(half).state_dict()
+    start, before = prepare.prepare(wanted).student.state_dict(), retort.load(half).state_dict()
     assert {name for name in start if name not in before} == {
         name for name in start if name.startswith("model.layers.1.mamba.")
     }
@@ -409,7 +409,7 @@ def test_the_layers_left_are_measured(
     tmp_path: Path, teacher: Path, undisturbed: Path, important: Values
 ) -> None:
     student = further(undisturbed, keep_attention=important["keep_attention"])
-    job = loop._prepare(hybrid(tmp_path / "student", teacher, student=student))
+    job = prepare.prepare(hybrid(tmp_path / "student", teacher, student=student))
     assert job.costs.keys() == {1}
     assert job.student.config.layer_types == (LINEAR, ATTENTION)
 
@@ -464,7 +464,7 @@ def test_a_signal_saves_and_ends(
     assert stopped.value.code == 128 + number
     assert signal.getsignal(number) == before
     assert [record["step"] for record in metrics(wanted.out)] == list(range(1, step + 1))
-    states = sorted((loop.work_folder(wanted.out) / "checkpoints").iterdir())
+    states = sorted((prepare.work_folder(wanted.out) / "checkpoints").iterdir())
     assert states[-1].name == f"step-{step:09d}"
     assert not wanted.out.exists()
     assert_same_run(loop.distill(wanted), undisturbed)
@@ -493,7 +493,7 @@ KILLED = """
 import os, signal, sys
 import torch
 from retort.recipe import DistillRecipe
-from retort.train import checkpoint, importance, loop
+from retort.train import checkpoint, importance, loop, prepare
 
 torch.set_num_threads(1)
 module = {"loop": loop, "checkpoint": checkpoint}[sys.argv[2]]
@@ -527,7 +527,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
     run_until_killed(wanted, "loop", "_gradients", 2)
     assert [record["step"] for record in metrics(wanted.out)] == [1]
     run_until_killed(wanted, "checkpoint", "_sync", 4)  # the second state, at the stage's end
-    states = loop.work_folder(wanted.out) / "checkpoints"
+    states = prepare.work_folder(wanted.out) / "checkpoints"
     assert sorted(path.name for path in states.iterdir()) == [".partial", "step-000000002"]
     run_until_killed(wanted, "loop", "_gradients", 5)
     assert [record["step"] for record in metrics(wanted.out)] == [1, 2, 3, 4, 5, 6]
@@ -558,7 +558,7 @@ def test_a_damaged_state_costs_only_its_steps(
     on_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit):
         loop.distill(wanted)
-    newest = loop.work_folder(wanted.out) / "checkpoints" / "step-000000006"
+    newest = prepare.work_folder(wanted.out) / "checkpoints" / "step-000000006"
     path = newest / checkpoint.TENSORS
     path.write_bytes(path.read_bytes()[:1000])
     assert_same_run(loop.distill(wanted), undisturbed)

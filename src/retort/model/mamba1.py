@@ -16,6 +16,7 @@ from retort.model.causal_conv import CausalConv
 from retort.model.config import DecoderConfig, Mamba1Config
 from retort.model.context import Context
 from retort.model.mamba2 import random_dt_bias
+from retort.model.recurrent import Recurrent
 from retort.model.state import MambaState
 from retort.ops import scan
 
@@ -31,7 +32,7 @@ class Inputs:
     c_BTHN: Tensor
 
 
-class Mamba1(nn.Module):
+class Mamba1(Recurrent[Inputs]):
     """h_t = exp(dt A) h_{t-1} + dt x B, y = h C + D x, with a decay for each channel and state.
 
     It has no mixing matrix for each head: every channel mixes tokens in its own way.
@@ -46,24 +47,6 @@ class Mamba1(nn.Module):
         self.A_log = nn.Parameter(torch.zeros(config.inner, config.state_size))
         self.D = nn.Parameter(torch.ones(config.inner))
         self.out_proj = nn.Linear(config.inner, decoder.hidden_size, bias=False)
-
-    def forward(self, u_BTD: Tensor, context: Context, state: MambaState | None = None) -> Tensor:
-        """The mixer's output; with a state, it continues from it and updates it in place."""
-        inputs = self._inputs(u_BTD, context, state)
-        if state is None:
-            y_BTHP, _ = self._scan(inputs, self._zeros(u_BTD.shape[0]), context)
-        elif u_BTD.shape[1] == 1 and context.valid_BT is None:
-            y_BTHP = self._step(inputs, state)
-        else:
-            y_BTHP, last_BHPN = self._scan(inputs, state.ssm_BHPN, context)
-            state.ssm_BHPN.copy_(last_BHPN)
-        y_BTE = (y_BTHP + self._heads(self.D.float()) * inputs.x_BTHP).flatten(2)
-        gated_BTE = y_BTE * silu(inputs.gate_BTE.float())
-        return self.out_proj(gated_BTE.to(inputs.gate_BTE.dtype))
-
-    def init_state(self, batch: int, max_length: int) -> MambaState:
-        """The state of a mixer that has read nothing; its size does not depend on the length."""
-        return MambaState(self._zeros(batch), self.conv1d.empty_past(batch))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -114,17 +97,21 @@ class Mamba1(nn.Module):
             self.config.chunk_size,
         )
 
-    def _step(self, inputs: Inputs, state: MambaState) -> Tensor:
+    def _step(self, inputs: Inputs, state_BHPN: Tensor) -> tuple[Tensor, Tensor]:
         y_BHP, next_BHPN = scan.step(
             inputs.x_BTHP[:, 0],
             inputs.dt_BTHP[:, 0],
             self._rate(),
             inputs.b_BTHN[:, 0],
             inputs.c_BTHN[:, 0],
-            state.ssm_BHPN,
+            state_BHPN,
         )
-        state.ssm_BHPN.copy_(next_BHPN)
-        return y_BHP[:, None]
+        return y_BHP[:, None], next_BHPN
+
+    def _output(self, y_BTHP: Tensor, inputs: Inputs) -> Tensor:
+        y_BTE = (y_BTHP + self._heads(self.D.float()) * inputs.x_BTHP).flatten(2)
+        gated_BTE = y_BTE * silu(inputs.gate_BTE.float())
+        return self.out_proj(gated_BTE.to(inputs.gate_BTE.dtype))
 
     def _rate(self) -> Tensor:
         """A, by head: a_HPN."""

@@ -21,6 +21,7 @@ from retort.model.causal_conv import CausalConv
 from retort.model.config import DecoderConfig, DiscreteMamba2Config, Mamba2Config
 from retort.model.context import Context
 from retort.model.norms import GatedNorm
+from retort.model.recurrent import Recurrent
 from retort.model.state import MambaState
 from retort.ops import ssd
 
@@ -50,28 +51,15 @@ class Inputs:
         return self.x_BTHP * self.scale_BTH[..., None]
 
 
-class StateSpaceDual(nn.Module):
+class StateSpaceDual(Recurrent[Inputs]):
     """S_t = exp(a_t) S_{t-1} + s_t x_t B_t^T, y_t = S_t C_t + D x_t: what both mixers share."""
 
-    conv1d: CausalConv
     D: nn.Parameter
+    out_proj: nn.Linear
 
     def __init__(self, config: Mamba2Config | DiscreteMamba2Config) -> None:
         super().__init__()
         self.config = config
-
-    def forward(self, u_BTD: Tensor, context: Context, state: MambaState | None = None) -> Tensor:
-        """The mixer's output; with a state, it continues from it and updates it in place."""
-        inputs = self._inputs(u_BTD, context, state)
-        if state is None:
-            y_BTHP, _ = self._scan(inputs, self._zeros(u_BTD.shape[0]), context)
-        elif u_BTD.shape[1] == 1 and context.valid_BT is None:
-            y_BTHP = self._step(inputs, state)
-        else:
-            y_BTHP, last_BHPN = self._scan(inputs, state.ssm_BHPN, context)
-            state.ssm_BHPN.copy_(last_BHPN)
-        y_BTHP = y_BTHP + self.D.float()[:, None] * inputs.x_BTHP
-        return self._output(y_BTHP.flatten(2), inputs.gate_BTE)
 
     def mixing_matrix(self, u_BTD: Tensor, context: Context) -> Tensor:
         """M_BHTS with y = M x: the recurrence's matrix times s_s, plus D on the diagonal."""
@@ -87,15 +75,13 @@ class StateSpaceDual(nn.Module):
         """What the mixing matrix is applied to, x_BTHP."""
         return self._inputs(u_BTD, context, None).x_BTHP
 
-    def init_state(self, batch: int, max_length: int) -> MambaState:
-        """The state of a mixer that has read nothing; its size does not depend on the length."""
-        return MambaState(self._zeros(batch), self.conv1d.empty_past(batch))
-
-    def _inputs(self, u_BTD: Tensor, context: Context, state: MambaState | None) -> Inputs:
+    def _gated(self, y_BTE: Tensor, gate_BTE: Tensor) -> Tensor:
+        """The gate, and the norm if there is one."""
         raise NotImplementedError
 
-    def _output(self, y_BTE: Tensor, gate_BTE: Tensor) -> Tensor:
-        raise NotImplementedError
+    def _output(self, y_BTHP: Tensor, inputs: Inputs) -> Tensor:
+        y_BTHP = y_BTHP + self.D.float()[:, None] * inputs.x_BTHP
+        return self.out_proj(self._gated(y_BTHP.flatten(2), inputs.gate_BTE))
 
     def _split(self, xbc_BTF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x_BTHP, b_BTGN and c_BTGN of what comes out of the convolution, in float32."""
@@ -120,16 +106,15 @@ class StateSpaceDual(nn.Module):
             self.config.chunk_size,
         )
 
-    def _step(self, inputs: Inputs, state: MambaState) -> Tensor:
+    def _step(self, inputs: Inputs, state_BHPN: Tensor) -> tuple[Tensor, Tensor]:
         y_BHP, next_BHPN = ssd.step(
             inputs.values_BTHP[:, 0],
             inputs.log_decay_BTH[:, 0],
             inputs.b_BTGN[:, 0],
             inputs.c_BTGN[:, 0],
-            state.ssm_BHPN,
+            state_BHPN,
         )
-        state.ssm_BHPN.copy_(next_BHPN)
-        return y_BHP[:, None]
+        return y_BHP[:, None], next_BHPN
 
     def _zeros(self, batch: int) -> Tensor:
         shape = batch, self.config.heads, self.config.head_dim, self.config.state_size
@@ -172,8 +157,8 @@ class Mamba2(StateSpaceDual):
         log_decay_BTH = dt_BTH * -self.A_log.float().exp()
         return Inputs(z_BTE, x_BTHP, b_BTGN, c_BTGN, dt_BTH, log_decay_BTH)
 
-    def _output(self, y_BTE: Tensor, gate_BTE: Tensor) -> Tensor:
-        return self.out_proj(self.norm(y_BTE, gate_BTE))
+    def _gated(self, y_BTE: Tensor, gate_BTE: Tensor) -> Tensor:
+        return self.norm(y_BTE, gate_BTE)
 
     def _sizes(self) -> list[int]:
         """Rows of in_proj: z | x B C | dt."""
@@ -221,8 +206,8 @@ class DiscreteMamba2(StateSpaceDual):
         x_BTHP, b_BTGN, c_BTGN = self._split(self.conv1d(xbc_BTF, context, state))
         return Inputs(z_BTE + self.z_bias, x_BTHP, b_BTGN, c_BTGN, scale_BTH, log_decay_BTH)
 
-    def _output(self, y_BTE: Tensor, gate_BTE: Tensor) -> Tensor:
-        return self.out_proj((y_BTE * silu(gate_BTE.float())).to(gate_BTE.dtype))
+    def _gated(self, y_BTE: Tensor, gate_BTE: Tensor) -> Tensor:
+        return (y_BTE * silu(gate_BTE.float())).to(gate_BTE.dtype)
 
     def _sizes(self) -> list[int]:
         """Rows of in_proj: x B C | z | a."""

@@ -23,7 +23,7 @@ from retort.model import weights
 from retort.model.config import ATTENTION
 from retort.model.decoder import Decoder
 from retort.model.devices import fast_dtype, open_device
-from retort.recipe import SampleRecipe
+from retort.recipe import BUNDLED_TEACHER, SampleRecipe
 from retort.sample.engine import Engine, Finished, Request, Timing
 from retort.sample.tokens import SamplingParams
 from retort.store import Run, fingerprint, sample_seed
@@ -101,7 +101,7 @@ def _facts(recipe: SampleRecipe, decoder: Decoder) -> dict[str, Any]:
     return {
         "name": recipe.name or recipe.model.resolve().name,
         "model": {
-            "folder": str(recipe.model),
+            "folder": "bundled" if recipe.model == BUNDLED_TEACHER else str(recipe.model),
             "fingerprint": fingerprint(recipe.model),
             "parameters": decoder.size,
         },

@@ -13,40 +13,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from retort import console
-from retort.data.chat import check_same_tokenizer, load_tokenizer, train_tokenizer
 from retort.data.text import Batch, Packer, open_source
 from retort.model import weights
-from retort.model.config import ATTENTION, LINEAR, DecoderConfig, LayerType, Mamba1Config
 from retort.model.decoder import Decoder
-from retort.model.devices import open_device
-from retort.model.transplant import as_paper, every, keep_attention, mixer_config, transplant
-from retort.recipe import (
-    Continued,
-    DistillRecipe,
-    Fresh,
-    Keep,
-    KeepEvery,
-    KeepImportant,
-    KeepLayers,
-    KeepPaper,
-    Stage,
-    Transplanted,
-)
+from retort.recipe import DistillRecipe, Stage
 from retort.train import checkpoint, importance
 from retort.train.objectives import evaluate, trainable
+from retort.train.prepare import Job, finished, identity, prepare, work_folder
 from retort.train.schedule import adamw, learning_rate, not_frozen
-
-TOKENIZER_TEXTS = 8000
 
 
 @dataclass
@@ -63,27 +45,6 @@ class Progress:
     skipped: int = 0
 
 
-@dataclass(frozen=True)
-class Job:
-    """What the recipe's folders hold, in memory, and what the layers that it measures cost."""
-
-    recipe: DistillRecipe
-    student: Decoder
-    teacher: Decoder | None
-    tokenizer: PreTrainedTokenizerBase
-    costs: dict[int, float] = field(default_factory=dict)
-
-    @property
-    def work(self) -> Path:
-        """Where checkpoints and metrics are."""
-        return work_folder(self.recipe.out)
-
-
-def work_folder(out: Path) -> Path:
-    """The folder beside a student's in which its training leaves what it needs."""
-    return out.with_name(f"{out.name}.training")
-
-
 def distill(recipe: DistillRecipe) -> Path:
     """Trains a student through all stages of a recipe and returns its folder.
 
@@ -92,16 +53,16 @@ def distill(recipe: DistillRecipe) -> Path:
     and when too many steps in a row are not finite.
     """
     work = work_folder(recipe.out)
-    if _finished(recipe, work):
+    if finished(recipe, work):
         console.say(f"{recipe.out}: already finished; force=true starts over")
         return recipe.out
-    job = _prepare(recipe)
+    job = prepare(recipe)
     if recipe.force:
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    (work / "recipe.json").write_text(_identity(recipe), encoding="utf-8")
+    (work / "recipe.json").write_text(identity(recipe), encoding="utf-8")
     if job.costs:
-        importance.remember(work, _identity(recipe), job.costs)
+        importance.remember(work, identity(recipe), job.costs)
     progress, optimizer_state = _resume(job)
     log = console.MetricsLog(work / "metrics.jsonl")
     log.truncate_after(_global_step(recipe, progress))
@@ -112,172 +73,6 @@ def distill(recipe: DistillRecipe) -> Path:
     weights.save(job.student, recipe.out, job.tokenizer)
     (work / "finished").touch()
     return recipe.out
-
-
-# ---------------------------------------------------------------- starting
-
-
-def _identity(recipe: DistillRecipe) -> str:
-    """The recipe as text, less what may change between a run and its continuation."""
-    return recipe.model_dump_json(exclude={"force", "checkpoints", "device"}, indent=2)
-
-
-def _finished(recipe: DistillRecipe, work: Path) -> bool:
-    """Whether there is nothing to do. Raises ValueError when another recipe's run is here."""
-    if recipe.force or not (work / "recipe.json").is_file():
-        return False
-    if (work / "recipe.json").read_text(encoding="utf-8") != _identity(recipe):
-        raise ValueError(
-            f"{work}: holds another recipe's run; choose another out=, or add force=true"
-        )
-    return (work / "finished").is_file() and (recipe.out / weights.CONFIG).is_file()
-
-
-def _prepare(recipe: DistillRecipe) -> Job:
-    """Opens everything the run needs, so that mistakes show before anything is written."""
-    _check_out(recipe)
-    torch.manual_seed(recipe.seed)
-    device = open_device(recipe.device)
-    teacher, costs = None, dict[int, float]()
-    if recipe.teacher is not None:
-        teacher = weights.load(recipe.teacher, torch.float32, device)
-    match recipe.student:
-        case Transplanted() as spec:
-            assert teacher is not None and recipe.teacher is not None
-            tokenizer = load_tokenizer(recipe.teacher)
-            source = _open_source_model(recipe, spec, teacher, tokenizer)
-            costs = _costs(recipe, spec, source, tokenizer)
-            torch.manual_seed(recipe.seed)  # whether or not layers were measured just now
-            student = _transplanted(spec, source, costs)
-        case Fresh() as spec:
-            tokenizer = _fresh_tokenizer(recipe, spec)
-            student = _fresh_student(spec, tokenizer).to(device)
-        case Continued() as spec:
-            student = weights.load(spec.folder, torch.float32, device)
-            tokenizer = load_tokenizer(spec.folder)
-            if recipe.teacher is not None:
-                teacher_tokenizer = load_tokenizer(recipe.teacher)
-                check_same_tokenizer(teacher_tokenizer, tokenizer, spec.folder)
-    _check_shapes(recipe, student, teacher)
-    for stage in recipe.stages:
-        not_frozen(trainable(student, stage.objective), stage.freeze)
-        open_source(stage.data, tokenizer, recipe.seed)
-    return Job(recipe, student.train(), teacher, tokenizer, costs)
-
-
-def _open_source_model(
-    recipe: DistillRecipe, spec: Transplanted, teacher: Decoder, tokenizer: PreTrainedTokenizerBase
-) -> Decoder:
-    """What the student is made from: the teacher, or a student that is taken further."""
-    if spec.source is None:
-        return teacher
-    source = weights.load(spec.source, torch.float32, teacher.device)
-    check_same_tokenizer(tokenizer, load_tokenizer(spec.source), spec.source)
-    return source
-
-
-def _costs(
-    recipe: DistillRecipe, spec: Transplanted, source: Decoder, tokenizer: PreTrainedTokenizerBase
-) -> dict[int, float]:
-    """What replacing each layer costs, where that decides which are; nothing is written yet."""
-    keep = spec.keep_attention
-    if not isinstance(keep, KeepImportant):
-        return {}
-    known = importance.remembered(work_folder(recipe.out), _identity(recipe))
-    if known is not None and not recipe.force:
-        return known
-    mixer = mixer_config(source.config, spec.mixer, **spec.settings.model_dump())
-    return importance.measure(source, mixer, spec.initial, keep, tokenizer, recipe.seed)
-
-
-def _transplanted(spec: Transplanted, source: Decoder, costs: dict[int, float]) -> Decoder:
-    types = _layer_types(spec.keep_attention, source.config.layers, costs)
-    settings = spec.settings.model_dump()
-    return transplant(source, types, spec.mixer, start=spec.initial, **settings)
-
-
-def _layer_types(keep: Keep, layers: int, costs: dict[int, float]) -> list[LayerType]:
-    """Which layers of the student are attention; those that are not in the source cannot be."""
-    match keep:
-        case KeepLayers():
-            return keep_attention(layers, keep.layers)
-        case KeepEvery():
-            return every(layers, keep.step)
-        case KeepPaper():
-            return as_paper(layers)
-        case KeepImportant():
-            kept = importance.highest(costs, keep.count)
-            console.say(f"attention stays in layers {', '.join(map(str, kept)) or 'none'}")
-            return keep_attention(layers, kept)
-
-
-def _check_out(recipe: DistillRecipe) -> None:
-    """Refuses to write over a model that no earlier run of this recipe has made."""
-    weights.check_target(recipe.out)
-    own = work_folder(recipe.out).is_dir() or recipe.force
-    if recipe.teacher is not None and recipe.out.resolve() == recipe.teacher.resolve():
-        raise ValueError(f"out: {recipe.out} is the teacher's folder; choose another")
-    if (recipe.out / weights.CONFIG).is_file() and not own:
-        raise ValueError(f"out: {recipe.out} holds a model; choose another, or add force=true")
-
-
-def _check_shapes(recipe: DistillRecipe, student: Decoder, teacher: Decoder | None) -> None:
-    """Layer-wise objectives compare layer i with layer i, and `distill` token with token."""
-    if teacher is None:
-        return
-    kinds = {stage.objective.kind for stage in recipe.stages}
-    keys = ["vocab_size"] if "distill" in kinds else []
-    if kinds & {"mixing_matrices", "hidden_states"}:
-        keys += ["layers", "hidden_size", "heads", "head_dim", "rope_theta", "rope_scaling"]
-        if LINEAR not in student.config.layer_types:
-            raise ValueError(
-                "student: no layer is replaced, and layer-wise stages train only those"
-            )
-    for key in keys:
-        ours, theirs = getattr(student.config, key), getattr(teacher.config, key)
-        if ours != theirs:
-            raise ValueError(f"student: {key} is {ours}, but the teacher's is {theirs}")
-    if "mixing_matrices" in kinds:
-        _check_matrices(student, teacher)
-
-
-def _check_matrices(student: Decoder, teacher: Decoder) -> None:
-    """A matrix for each head on either side."""
-    mixer = student.config.mixer
-    if isinstance(mixer, Mamba1Config):
-        raise ValueError("student: mamba1 has no mixing matrices to match; leave that stage out")
-    assert mixer is not None
-    if mixer.heads != teacher.config.heads:
-        raise ValueError(
-            f"student: its mixers have {mixer.heads} heads and the teacher's attention has "
-            f"{teacher.config.heads}: mixing_matrices compares head with head, leave that stage out"
-        )
-
-
-def _fresh_tokenizer(recipe: DistillRecipe, spec: Fresh) -> PreTrainedTokenizerBase:
-    texts = open_source(recipe.stages[0].data, None, recipe.seed).texts()
-    return train_tokenizer(islice(texts, TOKENIZER_TEXTS), spec.vocab_size)
-
-
-def _fresh_student(spec: Fresh, tokenizer: PreTrainedTokenizerBase) -> Decoder:
-    assert isinstance(tokenizer.eos_token_id, int)
-    config = DecoderConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=spec.hidden_size,
-        intermediate_size=spec.intermediate_size,
-        layer_types=(ATTENTION,) * spec.layers,
-        heads=spec.heads,
-        kv_heads=spec.kv_heads,
-        head_dim=spec.hidden_size // spec.heads,
-        rope_theta=spec.rope_theta,
-        max_position=spec.max_position,
-        tie_embeddings=True,
-        eos_token_ids=(tokenizer.eos_token_id,),
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    student = Decoder(config)
-    student.reset_parameters()
-    return student
 
 
 # ---------------------------------------------------------------- one stage

@@ -1,0 +1,100 @@
+"""Recipes: every setting of a run as frozen data, from YAML files and `key.path=value` arguments.
+
+A recipe is checked whole before any work starts, and all its mistakes are reported at once.
+This package imports neither torch nor anything else of Retort, so that reading a recipe is instant.
+"""
+
+from retort.recipe.base import (
+    BUNDLED_TEACHER,
+    PACKAGE,
+    PAPER_PROMPT,
+    RECIPES,
+    Difficulty,
+    Fraction,
+    Frozen,
+    ModelFolder,
+    Prompt,
+    RecipeError,
+)
+from retort.recipe.data import (
+    Arithmetic,
+    Data,
+    Gsm8k,
+    Jsonl,
+    Math500,
+    Problems,
+    Subset,
+    Text,
+    Worked,
+)
+from retort.recipe.distillation import (
+    Checkpoints,
+    Distill,
+    DistillRecipe,
+    HiddenStates,
+    MixingMatrices,
+    Objective,
+    Optim,
+    Stage,
+    Supervised,
+)
+from retort.recipe.reading import _Loader, load, parse
+from retort.recipe.sampling import SampleRecipe, Sampling
+from retort.recipe.students import (
+    Continued,
+    Fresh,
+    Keep,
+    KeepEvery,
+    KeepImportant,
+    KeepLayers,
+    KeepPaper,
+    MixerSettings,
+    Student,
+    Transplanted,
+)
+
+__all__ = [
+    "BUNDLED_TEACHER",
+    "PACKAGE",
+    "PAPER_PROMPT",
+    "RECIPES",
+    "Arithmetic",
+    "Checkpoints",
+    "Continued",
+    "Data",
+    "Difficulty",
+    "Distill",
+    "DistillRecipe",
+    "Fraction",
+    "Fresh",
+    "Frozen",
+    "Gsm8k",
+    "HiddenStates",
+    "Jsonl",
+    "Keep",
+    "KeepEvery",
+    "KeepImportant",
+    "KeepLayers",
+    "KeepPaper",
+    "Math500",
+    "MixerSettings",
+    "MixingMatrices",
+    "ModelFolder",
+    "Objective",
+    "Optim",
+    "Problems",
+    "Prompt",
+    "RecipeError",
+    "SampleRecipe",
+    "Sampling",
+    "Stage",
+    "Student",
+    "Subset",
+    "Supervised",
+    "Text",
+    "Transplanted",
+    "Worked",
+    "_Loader",
+    "load",
+    "parse",
+]

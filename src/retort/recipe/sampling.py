@@ -1,0 +1,38 @@
+"""`retort sample`: how completions are drawn, and of what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from retort.recipe.base import PAPER_PROMPT, Frozen, ModelFolder, Prompt
+from retort.recipe.data import Problems
+
+
+class Sampling(Frozen):
+    """How completions are drawn; the defaults are the paper's."""
+
+    n: PositiveInt = 256
+    max_tokens: PositiveInt = 2048
+    temperature: Annotated[float, Field(ge=0)] = 0.8
+    top_k: NonNegativeInt = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    seed: NonNegativeInt = 0
+
+
+class SampleRecipe(Frozen):
+    """`retort sample`: one model on one set of problems, into one run folder."""
+
+    out: Path
+    model: ModelFolder
+    name: str | None = None
+    problems: Problems
+    prompt: Prompt = PAPER_PROMPT
+    sampling: Sampling = Sampling()
+    slots: PositiveInt = 64
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    force: bool = False
