@@ -8,7 +8,8 @@ of the keys, C those of the queries, and the output projection stays.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
 
@@ -80,8 +81,9 @@ def transplant(
         )
     # What is there keeps its settings, chunk size and quirks included.
     kept = config.mixer if config.linear_layers else settings
-    student = Decoder(replace(config, layer_types=tuple(layer_types), mixer=kept))
-    student.to(device=teacher.device, dtype=teacher.lm_head.weight.dtype)
+    with _default_dtype(teacher.lm_head.weight.dtype):
+        student = Decoder(replace(config, layer_types=tuple(layer_types), mixer=kept))
+    student.to(teacher.device)
     _fill(student, teacher, start)
     return student
 
@@ -206,14 +208,31 @@ def _geometry(mixer: MixerConfig | None) -> MixerConfig | None:
     return mixer and replace(mixer, chunk_size=1)
 
 
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Makes new parameters of that type: a large student is never in memory in float32."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 @torch.no_grad()
 def _fill(student: Decoder, teacher: Decoder, start: Start) -> None:
     """Copies every tensor that both have, precision included, then starts the new mixers."""
-    own = student.state_dict().keys()
-    shared = {name: tensor for name, tensor in teacher.state_dict().items() if name in own}
-    # Not copied in place: a decoder in bfloat16 may have the rates of its mixers in float32.
-    copies = {name: tensor.clone() for name, tensor in shared.items()}
-    student.load_state_dict(copies, strict=False, assign=True)
+    own = student.state_dict()
+    # A decoder in bfloat16 may have the rates of its mixers in float32: those are not copied into.
+    other: dict[str, Tensor] = {}
+    for name, tensor in teacher.state_dict().items():
+        if name not in own:
+            continue
+        if own[name].dtype == tensor.dtype:
+            own[name].copy_(tensor)
+        else:
+            other[name] = tensor.clone()
+    student.load_state_dict(other, strict=False, assign=True)
     if student.config.tie_embeddings:
         student.lm_head.weight = student.model.embed_tokens.weight
     for new, old in zip(student.blocks, teacher.blocks, strict=True):
