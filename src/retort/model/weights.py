@@ -132,11 +132,19 @@ def write(
 
 
 def check_target(folder: Path) -> None:
-    """Raises ValueError unless `save` may write here: nothing, an empty folder, or a checkpoint."""
+    """Raises ValueError unless `save` may write here: nothing, an empty folder, or a checkpoint
+    with no folders in it, such as the `.git` of a clone, that would be lost.
+    """
     if folder.is_file():
         raise ValueError(f"{folder}: is a file, and a checkpoint is a folder")
     if folder.is_dir() and any(folder.iterdir()) and not _is_checkpoint(folder):
         raise ValueError(f"{folder}: holds files but no checkpoint; choose an empty or new folder")
+    inner = sorted(path.name for path in folder.glob("*") if path.is_dir())
+    if inner:
+        raise ValueError(
+            f"{folder}: holds the folder {inner[0]}, which replacing the model would delete; "
+            "choose an empty or new folder"
+        )
 
 
 def _is_checkpoint(folder: Path) -> bool:
