@@ -272,8 +272,6 @@ def test_mixtures_compute(
 def test_a_clone_is_not_written_over(folder: Path, make_decoder: MakeDecoder) -> None:
     (folder / ".git").mkdir()
     before = contents(folder.parent)
-    with pytest.raises(
-        ValueError, match=r"holds the folder \.git, which .* would delete"
-    ):
+    with pytest.raises(ValueError, match=r"holds the folder \.git, which .* would delete"):
         retort.save(make_decoder("am"), folder)
     assert contents(folder.parent) == before
