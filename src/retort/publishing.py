@@ -14,7 +14,7 @@ from retort.model import cost, formats, weights
 from retort.model.config import DecoderConfig
 from retort.model.decoder import Decoder
 from retort.model.formats import Writer, granite
-from retort.model.widen import widened
+from retort.model.widen import wide_config, widened
 from retort.recipe import DistillRecipe
 from retort.report import card
 from retort.report.curves import Curves
@@ -45,9 +45,9 @@ def publish(
     change, and for a folder that holds something other than a model. Nothing is half-written.
     """
     folder = Path(folder)
-    writer = _portable(decoder.config, folder)
-    if llama_cpp:
-        decoder = _for_llama_cpp(decoder, writer)
+    writer, config = _target(decoder.config, folder, llama_cpp)
+    if config != decoder.config:
+        decoder = widened(decoder, 2 * config.hidden_size)
     readme = card.write(
         card.Card(
             title=name or folder.name,
@@ -69,16 +69,6 @@ def publish(
     weights.write(decoder, folder, writer, tokenizer, {CARD: readme})
 
 
-def _for_llama_cpp(decoder: Decoder, writer: Writer) -> Decoder:
-    config = decoder.config
-    if config.linear_layers:
-        decoder = widened(decoder, 2 * config.hidden_size)
-    reason = writer.runtimes(decoder.config)["llama.cpp"]
-    if reason:
-        raise ValueError(f"llama.cpp {reason}")
-    return decoder
-
-
 def publish_folder(
     model: Path,
     out: Path,
@@ -92,8 +82,7 @@ def publish_folder(
     """
     if out.resolve() == model.resolve():
         raise ValueError(f"{out}: is the model itself; choose another folder to publish it in")
-    config = weights.read_config(model)
-    _portable(config, out)
+    _target(weights.read_config(model), out, llama_cpp)  # before the weights are read
     weights.check_target(out)
     recipe = card.find_recipe(model)
     publish(
@@ -108,12 +97,18 @@ def publish_folder(
     )
 
 
-def _portable(config: DecoderConfig, folder: Path) -> Writer:
+def _target(config: DecoderConfig, folder: Path, llama_cpp: bool) -> tuple[Writer, DecoderConfig]:
+    """The format to publish in, and what is written in it: with wider mixers for llama.cpp."""
     writer = formats.portable(config)
     if writer is None:
         reasons = "; ".join(granite.GRANITE.refusals(config))
         raise ValueError(f"{folder}: this model cannot be published, since {reasons}")
-    return writer
+    if llama_cpp:
+        config = wide_config(config, 2 * config.hidden_size) if config.linear_layers else config
+        reason = writer.runtimes(config)["llama.cpp"]
+        if reason:
+            raise ValueError(f"llama.cpp {reason}; publish without --llama-cpp")
+    return writer, config
 
 
 def _served(config: DecoderConfig, writer: Writer) -> list[str]:

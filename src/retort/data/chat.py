@@ -33,7 +33,10 @@ class Document:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint folder. Raises ValueError when there is none."""
     if not (folder / "tokenizer_config.json").is_file():
-        raise ValueError(f"{folder}: no tokenizer here (tokenizer_config.json is missing)")
+        raise ValueError(
+            f"{folder}: no tokenizer here (tokenizer_config.json is missing); copy that of the "
+            "model it was made from"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises nothing narrower

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -39,18 +39,24 @@ PAPER_LAYERS = {16: (3, 7, 11, 15), 28: (3, 8, 13, 18, 23, 27)}
 """Layers that the published hybrids keep, by how many there are (arXiv 2502.20339)."""
 
 
+class Settings(TypedDict, total=False):
+    """What a new mixer does not take from the attention layer it replaces: see `mixer_config`."""
+
+    state_size: int | None
+    conv_width: int
+    chunk_size: int | None
+    heads: int | None
+    head_dim: int | None
+    groups: int | None
+
+
 def transplant(
     teacher: Decoder,
     layer_types: Sequence[LayerType],
     mixer: MixerKind = "mamba2",
     *,
     start: Start = "attention",
-    state_size: int | None = None,
-    conv_width: int = 4,
-    chunk_size: int | None = None,
-    heads: int | None = None,
-    head_dim: int | None = None,
-    groups: int | None = None,
+    **settings: Unpack[Settings],
 ) -> Decoder:
     """A student with the teacher's MLPs, norms, embeddings and kept attention layers.
 
@@ -69,18 +75,16 @@ def transplant(
     teacher whose mixers have another geometry.
     """
     config = teacher.config
-    settings = mixer_config(
-        config, mixer, state_size, conv_width, chunk_size, heads, head_dim, groups
-    )
+    asked = mixer_config(config, mixer, **settings)
     _check_layers(config, layer_types)
-    _check_start(config, settings, start)
-    if config.linear_layers and _geometry(settings) != _geometry(config.mixer):
+    _check_start(config, asked, start)
+    if config.linear_layers and _geometry(asked) != _geometry(config.mixer):
         raise ValueError(
             f"the teacher's linear layers have other mixers ({config.mixer}) than those asked for "
-            f"({settings}); ask for the same kind and settings"
+            f"({asked}); ask for the same kind and settings"
         )
     # What is there keeps its settings, chunk size and quirks included.
-    kept = config.mixer if config.linear_layers else settings
+    kept = config.mixer if config.linear_layers else asked
     with _default_dtype(teacher.lm_head.weight.dtype):
         student = Decoder(replace(config, layer_types=tuple(layer_types), mixer=kept))
     student.to(teacher.device)

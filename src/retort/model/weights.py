@@ -59,7 +59,7 @@ def load(
     folder = Path(folder)
     reader, config = _open(folder)
     decoder = empty(config)
-    check(folder)
+    _check_headers(folder, reader, decoder)
     stored = _native(reader, config, dict(_file_tensors(folder, device)), folder)
     dtype = dtype or stored["model.embed_tokens.weight"].dtype
     # Popped one by one, so that a model is never in memory in two dtypes.
@@ -78,9 +78,13 @@ def check(folder: Path) -> dict[str, Tensor]:
     Reads the heads of the files. Raises ValueError as `load` does.
     """
     reader, config = _open(folder)
-    headers = _native(reader, config, dict(_headers(folder)), folder)
-    wanted = {name: tuple(tensor.shape) for name, tensor in empty(config).state_dict().items()}
-    if config.tie_embeddings:
+    return _check_headers(folder, reader, empty(config))
+
+
+def _check_headers(folder: Path, reader: Reader, decoder: Decoder) -> dict[str, Tensor]:
+    headers = _native(reader, decoder.config, dict(_headers(folder)), folder)
+    wanted = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
+    if decoder.config.tie_embeddings:
         del wanted["lm_head.weight"]
     _check(folder, wanted, {name: tuple(tensor.shape) for name, tensor in headers.items()})
     return headers
@@ -166,7 +170,9 @@ def format_name(folder: Path) -> str:
 def _open(folder: Path) -> tuple[Reader, DecoderConfig]:
     """How the folder is read, and what it describes."""
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; a model is a Hugging Face checkpoint folder")
+        raise ValueError(
+            f"{folder}: no such folder; a model is a Hugging Face checkpoint folder on this machine"
+        )
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder}: no checkpoint here ({CONFIG} is missing)")
     values = _read_json(folder / CONFIG)

@@ -23,17 +23,11 @@ from retort.model.decoder import Decoder
 def widened(decoder: Decoder, inner: int) -> Decoder:
     """A copy of the decoder with mixers of `inner` channels.
 
-    Raises ValueError for mixers other than mamba2, and a width that is no multiple of theirs.
+    Raises ValueError as `wide_config` does.
     """
-    narrow = decoder.config.mixer
-    if not isinstance(narrow, Mamba2Config):
-        raise ValueError("only decoders with mamba2 mixers can be widened")
-    times, rest = divmod(inner, narrow.inner)
-    if rest or not times:
-        raise ValueError(f"mixers of {narrow.inner} channels cannot be widened to {inner}")
-    wide = replace(narrow, heads=times * narrow.heads, groups=times * narrow.groups)
     with torch.device("meta"):
-        result = Decoder(replace(decoder.config, mixer=wide))
+        result = Decoder(wide_config(decoder.config, inner))
+    times = inner // _narrow(decoder.config).inner
     padded = {
         name: _widened(name.split(".mamba.")[1], tensor, times, decoder.config)
         if ".mamba." in name
@@ -48,10 +42,28 @@ def widened(decoder: Decoder, inner: int) -> Decoder:
     return result.eval().requires_grad_(False)
 
 
+def wide_config(config: DecoderConfig, inner: int) -> DecoderConfig:
+    """What `widened` would make, without weights.
+
+    Raises ValueError for mixers other than mamba2, and a width that is no multiple of theirs.
+    """
+    narrow = _narrow(config)
+    times, rest = divmod(inner, narrow.inner)
+    if rest or not times:
+        raise ValueError(f"mixers of {narrow.inner} channels cannot be widened to {inner}")
+    wide = replace(narrow, heads=times * narrow.heads, groups=times * narrow.groups)
+    return replace(config, mixer=wide)
+
+
+def _narrow(config: DecoderConfig) -> Mamba2Config:
+    if not isinstance(config.mixer, Mamba2Config):
+        raise ValueError("only decoders with mamba2 mixers can be widened")
+    return config.mixer
+
+
 def _widened(name: str, tensor: Tensor, times: int, config: DecoderConfig) -> Tensor:
     """A mixer's tensor with zeros for the new heads, behind each part that has rows for heads."""
-    mixer = config.mixer
-    assert isinstance(mixer, Mamba2Config)
+    mixer = _narrow(config)
     if name == "out_proj.weight":
         return _padded(tensor.T, [mixer.inner], times).T.contiguous()
     shared = mixer.groups * mixer.state_size
