@@ -178,7 +178,7 @@ def test_a_finished_run_is_left_alone(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"seed": 1}, {"stages": [stage("hidden_states")]}, {"max_bad_steps": 3}]
+    "changes", [{"seed": 1}, {"stages": [stage("hidden_states")]}, {"guard": {"bad_steps": 3}}]
 )
 def test_another_recipe_in_the_same_place_is_refused(
     teacher: Path, undisturbed: Path, changes: Values
@@ -602,7 +602,7 @@ def test_a_step_that_is_not_finite_is_passed_over(
 ) -> None:
     spoil(monkeypatch, {2, 3, 5}, value)
     stages = stage("supervised", 5, optim={"lr": 5e-3, "warmup": 0.0, "decay": 0.0})
-    out = loop.distill(hybrid(tmp_path / "student", teacher, stages, max_bad_steps=2))
+    out = loop.distill(hybrid(tmp_path / "student", teacher, stages, guard={"bad_steps": 2}))
     assert [record["bad_steps"] for record in metrics(out)] == [0, 1, 2, 0, 1]
     assert [record["loss"] is None for record in metrics(out)] == [False, True, True, False, True]
     assert all(tensor.isfinite().all() for tensor in retort.load(out).state_dict().values())
@@ -622,7 +622,7 @@ def test_too_many_bad_steps_end_the_run(
     tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch, set(range(2, 100)), float("nan"))
-    wanted = hybrid(tmp_path / "student", teacher, stage("supervised", 9), max_bad_steps=2)
+    wanted = hybrid(tmp_path / "student", teacher, stage("supervised", 9), guard={"bad_steps": 2})
     with pytest.raises(ValueError, match=r"stage supervised: 3 steps in a row .* optim.lr"):
         loop.distill(wanted)
     assert not wanted.out.exists()

@@ -28,17 +28,25 @@ from retort.recipe.data import (
     Worked,
 )
 from retort.recipe.distillation import (
-    Checkpoints,
     Distill,
     DistillRecipe,
     HiddenStates,
     MixingMatrices,
     Objective,
+    OnPolicy,
     Optim,
     Stage,
     Supervised,
 )
 from retort.recipe.reading import _Loader, load, parse
+from retort.recipe.running import (
+    Checkpoints,
+    Evaluation,
+    Guard,
+    Parallel,
+    Planning,
+    Tracker,
+)
 from retort.recipe.sampling import SampleRecipe, Sampling
 from retort.recipe.students import (
     Continued,
@@ -65,10 +73,12 @@ __all__ = [
     "Difficulty",
     "Distill",
     "DistillRecipe",
+    "Evaluation",
     "Fraction",
     "Fresh",
     "Frozen",
     "Gsm8k",
+    "Guard",
     "HiddenStates",
     "Jsonl",
     "Keep",
@@ -81,7 +91,10 @@ __all__ = [
     "MixingMatrices",
     "ModelFolder",
     "Objective",
+    "OnPolicy",
     "Optim",
+    "Parallel",
+    "Planning",
     "Problems",
     "Prompt",
     "RecipeError",
@@ -92,6 +105,7 @@ __all__ = [
     "Subset",
     "Supervised",
     "Text",
+    "Tracker",
     "Transplanted",
     "Worked",
     "_Loader",

@@ -8,7 +8,15 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from retort.recipe.base import Fraction, Frozen, ModelFolder
-from retort.recipe.data import Data
+from retort.recipe.data import Data, Problems
+from retort.recipe.running import (
+    Checkpoints,
+    Evaluation,
+    Guard,
+    Parallel,
+    Planning,
+    Tracker,
+)
 from retort.recipe.students import Student
 
 
@@ -26,6 +34,16 @@ class HiddenStates(Frozen):
     compare: Literal["block", "mixer"] = "block"
 
 
+class OnPolicy(Frozen):
+    """The student writes what it learns from: in a `share` of the steps its own answers to the
+    prompts of the stage's data stand in for the answers there (arXiv 2306.13649).
+    """
+
+    share: Annotated[Fraction, Field(gt=0)] = 1.0
+    max_tokens: PositiveInt = 512
+    temperature: PositiveFloat = 1.0
+
+
 class Distill(Frozen):
     """KL between token distributions, end to end (MOHAWK stage 3; MambaInLlama)."""
 
@@ -33,6 +51,7 @@ class Distill(Frozen):
     direction: Literal["forward", "reverse", "jsd"] = "forward"
     temperature: PositiveFloat = 1.0
     ce_weight: Fraction = 0.0
+    on_policy: OnPolicy | None = None
 
 
 class Supervised(Frozen):
@@ -90,13 +109,6 @@ class Stage(Frozen):
         return -(-self.tokens // (self.rows * self.length))
 
 
-class Checkpoints(Frozen):
-    """When training state is written (steps apart) and how many states are kept."""
-
-    every: PositiveInt = 200
-    keep: PositiveInt = 2
-
-
 class DistillRecipe(Frozen):
     """`retort distill`: a student, the stages it goes through, and the folder it ends in."""
 
@@ -106,9 +118,14 @@ class DistillRecipe(Frozen):
     stages: tuple[Stage, ...]
     seed: NonNegativeInt = 0
     device: str = "cpu"
-    max_bad_steps: PositiveInt = 20
     force: bool = False
+    parallel: Parallel = Parallel()
     checkpoints: Checkpoints = Checkpoints()
+    guard: Guard = Guard()
+    evaluation: Evaluation | None = None
+    decontaminate: tuple[Problems, ...] = ()
+    trackers: tuple[Tracker, ...] = ()
+    planning: Planning = Planning()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -120,6 +137,8 @@ class DistillRecipe(Frozen):
         alone = all(stage.objective.kind == "supervised" for stage in self.stages)
         if self.teacher is None and (self.student.start == "transplant" or not alone):
             raise ValueError("teacher: missing; only supervised stages do without one")
+        if self.checkpoints.best and self.evaluation is None:
+            raise ValueError("checkpoints.best: needs evaluation, which says which student is best")
         self._check_mixer()
         return self
 

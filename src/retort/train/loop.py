@@ -128,7 +128,7 @@ def _step(
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     progress.bad_steps = 0 if good else progress.bad_steps + 1
-    if progress.bad_steps > job.recipe.max_bad_steps:
+    if progress.bad_steps > job.recipe.guard.bad_steps:
         raise ValueError(
             f"stage {stage.name}: {progress.bad_steps} steps in a row gave a loss or gradient that "
             "is not finite; lower optim.lr, or continue from an earlier checkpoint"
