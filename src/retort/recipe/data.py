@@ -69,12 +69,88 @@ class Worked(Frozen):
     prompt: Prompt = PAPER_PROMPT
 
 
-class Text(Frozen):
-    """Training rows from plain text: JSONL files with one document in the field `column`."""
+class Files(Frozen):
+    """Rows from files on this machine or from a dataset of the hub.
+
+    `path` is a file (.parquet, .jsonl, .txt, the last one document a file), a folder of them, or a
+    pattern such as `data/*.parquet`. `hub` is a dataset's id, whose parquet files are read where
+    they are, a row group at a time; download it (`hf download --repo-type dataset ID`) and give a
+    path to train without a network.
+    """
+
+    path: Path | None = None
+    hub: str | None = None
+    subset: str | None = None
+    split: str = "train"
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give either path or hub, the one place where the rows are")
+        if self.path is not None and self.subset is not None:
+            raise ValueError("subset: belongs to hub; a path names its files itself")
+        return self
+
+
+class Text(Files):
+    """Plain text, one document in each row's `column`; every token is learnt."""
 
     kind: Literal["text"]
-    path: Path
     column: str = "text"
 
 
-Data = Annotated[Worked | Text, Field(discriminator="kind")]
+class Chat(Files):
+    """Conversations, rendered with the model's chat template; the assistant's turns are learnt.
+
+    `messages` names a column of turns (role and content, or from and value); or `question` and
+    `answer` name two columns, of which the first is put into `prompt`.
+    """
+
+    kind: Literal["chat"]
+    messages: str | None = None
+    question: str | None = None
+    answer: str | None = None
+    prompt: Prompt = "{question}"
+
+    @model_validator(mode="after")
+    def _columns(self) -> Self:
+        pair = self.question is not None and self.answer is not None
+        if pair == (self.messages is not None) or (self.question is None) != (self.answer is None):
+            raise ValueError("give either messages, or question and answer: the columns to read")
+        return self
+
+
+class Sampled(Frozen):
+    """What models have answered in graded run folders (`retort sample`, `retort grade`): correct
+    completions alone, at most `per_problem` different ones of each problem (rejection sampling).
+    """
+
+    kind: Literal["sampled"]
+    runs: Annotated[tuple[Path, ...], Field(min_length=1)]
+    per_problem: PositiveInt | None = None
+
+
+Source = Annotated[Worked | Text | Chat | Sampled, Field(discriminator="kind")]
+
+
+class Part(Frozen):
+    """One source of a mixture, and its share of the tokens in proportion to the other weights."""
+
+    weight: Annotated[float, Field(ge=0)]
+    data: Source
+
+
+class Mixture(Frozen):
+    """Several sources at once. A weight of 0 leaves a source out."""
+
+    kind: Literal["mixture"]
+    parts: Annotated[tuple[Part, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not any(part.weight for part in self.parts):
+            raise ValueError("parts: all weights are 0; at least one source must have some")
+        return self
+
+
+Data = Annotated[Worked | Text | Chat | Sampled | Mixture, Field(discriminator="kind")]
