@@ -13,14 +13,16 @@ SOURCE = Path(retort.__file__).parent
 
 # What each unit (a module or sub-package of retort) may import of retort besides itself and the
 # version. `retort` stands for `__init__.py` and the lazy public names in it.
-LEAVES: dict[str, set[str]] = {"ops": set(), "recipe": set(), "console": set(), "tables": set()}
-RUNS = {"recipe", "console", "store", "tables"}
+LEAVES: dict[str, set[str]] = {"ops": set(), "recipe": set(), "metrics": set(), "tables": set()}
+RUNS = {"recipe", "console", "metrics", "store", "tables"}
 LIBRARY: dict[str, set[str]] = LEAVES | {
+    "console": {"metrics"},
+    "trackers": {"console", "recipe"},
     "store": {"tables"},
     "model": {"ops"},
     "data": {"recipe", "model"},
     "sample": {*RUNS, "ops", "model", "data"},
-    "train": {*RUNS, "ops", "model", "data", "sample"},
+    "train": {*RUNS, "trackers", "ops", "model", "data", "sample", "grade"},
     "grade": RUNS,
     "report": RUNS,
     "bench": {"recipe", "console", "ops", "model", "data", "sample", "train"},

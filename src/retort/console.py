@@ -1,22 +1,18 @@
-"""What a command shows a person: progress, tables, errors; and the metrics it leaves in a file.
+"""What a command shows a person: progress, tables, results, errors.
 
 Progress and messages go to stderr, results (tables, one JSON line) to stdout, so that `--json` can
 be piped. Nothing printed here is read as rich markup: text comes from users, data and models.
 """
 
-import json
 import math
-import numbers
-import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
-from typing import Any, Final, NoReturn, Protocol
+from typing import Final, NoReturn, Protocol
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -24,6 +20,10 @@ from rich.live import Live
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
+
+from retort.metrics import MetricsLog as MetricsLog
+from retort.metrics import read_metrics as read_metrics
+from retort.metrics import to_json
 
 PLAIN_INTERVAL_S = 10.0
 """Seconds between two lines of progress when stderr is not a terminal."""
@@ -75,7 +75,7 @@ def print_table(table: Table) -> None:
 
 def print_json_line(obj: object) -> None:
     """Print one compact line of JSON on stdout; NaN and infinity, which JSON lacks, become null."""
-    print(_json(obj), flush=True)
+    print(to_json(obj), flush=True)
 
 
 def _print_labelled(label: str, style: str, message: str) -> None:
@@ -92,28 +92,6 @@ _CONTROLS: Final = dict.fromkeys([*range(32), *range(127, 160)], "\N{REPLACEMENT
     ord("\n"): "\n",
     ord("\t"): "\t",
 }
-
-
-def _json(obj: object) -> str:
-    return json.dumps(_plain(obj), separators=(",", ":"), allow_nan=False)
-
-
-def _plain(obj: object) -> Any:
-    """`obj` in JSON's own types; numpy's scalars and paths have an obvious place there."""
-    match obj:
-        case bool() | None | str():
-            return obj
-        case numbers.Integral():
-            return int(obj)
-        case numbers.Real():
-            return float(obj) if math.isfinite(obj) else None
-        case os.PathLike():
-            return os.fspath(obj)
-        case Mapping():
-            return {str(key): _plain(value) for key, value in obj.items()}
-        case list() | tuple():
-            return [_plain(value) for value in obj]
-    raise TypeError(f"{type(obj).__name__} has no place in JSON: {obj!r}")
 
 
 # Numbers for people
@@ -354,72 +332,3 @@ def _short(n: int) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(printable(text).split())
-
-
-# Metrics
-
-
-class MetricsLog:
-    """A file of JSON lines that only grows; each line has left the process when `write` returns.
-
-    The file is opened for each line, so a log holds no resource, and a killed run loses at most the
-    line it was writing: opening the log again drops that torn line.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._keep(lambda record: True)
-
-    def write(self, record: Mapping[str, object]) -> None:
-        """Append one record; NaN and infinity become null."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_json(record) + "\n")
-
-    def truncate_after(self, step: int) -> None:
-        """Drop what a killed run wrote past its checkpoint at `step`: resuming repeats it."""
-        self._keep(lambda record: record.get("step", step) <= step)
-
-    def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        if not self.path.exists():
-            return
-        old = self.path.read_text(encoding="utf-8", errors="replace")
-        new = "".join(line + "\n" for line, record in _records(self.path, old) if wanted(record))
-        if new != old:
-            _replace_file(self.path, new)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics file, without a last line still being written.
-
-    Raises:
-        ValueError: another line is not a JSON object.
-    """
-    text = path.read_text(encoding="utf-8", errors="replace")
-    return [record for _, record in _records(path, text)]
-
-
-def _records(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    complete, _, _torn = text.rpartition("\n")
-    for number, line in enumerate(complete.split("\n") if complete else [], start=1):
-        yield line, _parse_record(line, f"{path}:{number}")
-
-
-def _parse_record(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error.msg}): {line[:80]!r}") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: expected a JSON object, found {line[:80]!r}")
-    return record
-
-
-def _replace_file(path: Path, text: str) -> None:
-    """Write aside, then rename: a reader, or a crash, finds the old file or the new one."""
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from retort.data.chat import train_tokenizer
-from retort.data.text import Batch, Packer, open_source
+from retort.data.mixture import open_data
+from retort.data.packing import Batch, Rows
 from retort.model.config import ATTENTION, LINEAR
 from retort.model.decoder import Block, Decoder
 from retort.model.transplant import mixer_config, replaced_block, transplant
@@ -104,8 +105,8 @@ def test_each_layer_is_replaced_alone(
     torch.manual_seed(5)
     mixer = mixer_config(teacher.config, "mamba2", 8)
     blocks = [replaced_block(teacher, index, mixer, "attention") for index in range(3)]
-    packer = Packer(open_source(keep.data, tokenizer, 5), 32)
-    batches = [packer.batch(1) for _ in range(3)]
+    rows = Rows(open_data(keep.data, tokenizer, 5), 1, 32, range(1))
+    batches = [rows.batch() for _ in range(3)]
     wanted = {i: plain_cost(teacher, i, block, batches) for i, block in enumerate(blocks)}
     assert costs == pytest.approx(wanted, rel=1e-4)
     assert len({round(value, 6) for value in costs.values()}) == 3

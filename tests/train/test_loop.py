@@ -165,7 +165,8 @@ def test_what_is_recorded_of_a_step(teacher: Path) -> None:
     assert first["lr"] == pytest.approx(5e-3 / 1.3)  # one step of three tenths is warm-up
     assert last["tokens"] == 3 * 576
     assert first["tokens_per_second"] > 0
-    assert (last["bad_steps"], last["skipped_documents"]) == (0, 0)
+    assert (last["bad_steps"], last["skipped"], last["spike"], last["unused"]) == (0, 0, 0, {})
+    assert sum(last["data"].values()) <= last["tokens"]
 
 
 def test_a_finished_run_is_left_alone(

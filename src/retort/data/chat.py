@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from jinja2 import TemplateError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -22,12 +24,34 @@ TEMPLATE = (
 )
 
 
+class Turn(NamedTuple):
+    """What one side of a conversation says; the role is system, user or assistant."""
+
+    role: str
+    text: str
+
+
+Conversation = tuple[Turn, ...]
+
+
 @dataclass(frozen=True)
 class Document:
     """Token ids, and for each whether it is to be learnt; None: all of them are."""
 
     ids: list[int]
     learn: list[bool] | None = None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a row of data is of no use, in the words under which such rows are counted."""
+
+    reason: str
+
+
+REFUSED = Fault("refused by the chat template")
+REWRITTEN = Fault("earlier turns rewritten by the chat template")
+JOINED = Fault("a token reaches from a prompt into its answer")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -90,6 +114,89 @@ def worked_document(tokenizer: PreTrainedTokenizerBase, text: str, solution: str
     if ids[: len(before)] != before:
         raise ValueError("the chat template opens an answer differently from how it writes one")
     return Document(ids, [False] * len(before) + [True] * (len(ids) - len(before)))
+
+
+def text_document(tokenizer: PreTrainedTokenizerBase, text: str) -> Document:
+    """A text and its end, all of it learnt."""
+    return Document(tokenizer.encode(text) + _end(tokenizer))
+
+
+def conversation_document(
+    tokenizer: PreTrainedTokenizerBase, turns: Conversation
+) -> Document | Fault:
+    """A rendered conversation, of which the assistant's turns and their ends are learnt.
+
+    Where an answer begins and ends is read off the renderings of the turns before it, which is why
+    a conversation whose earlier turns the template rewrites (some drop the reasoning of all answers
+    but the last) is a fault, as is one that the template refuses.
+    Raises ValueError for a template that does not begin a finished turn as it opens one, and for
+    turns that a tokenizer without a template cannot render.
+    """
+    if tokenizer.chat_template is None:
+        return _plain_document(tokenizer, turns)
+    try:
+        text = _written(tokenizer, turns)
+        spans = [
+            (_written(tokenizer, turns[:i], open_answer=True), _written(tokenizer, turns[: i + 1]))
+            for i, turn in enumerate(turns)
+            if turn.role == "assistant"
+        ]
+    except TemplateError:
+        return REFUSED
+    for before, after in spans:
+        if not after.startswith(before):
+            raise ValueError("the chat template opens an answer differently from how it writes one")
+        if not text.startswith(after):
+            return REWRITTEN
+    return _learning(tokenizer, text, [(len(before), len(after)) for before, after in spans])
+
+
+def _learning(
+    tokenizer: PreTrainedTokenizerBase, text: str, spans: list[tuple[int, int]]
+) -> Document | Fault:
+    """The tokens of a text, those between the characters of each span to be learnt."""
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
+    learn = [False] * len(ids)
+    i = 0
+    for start, stop in spans:
+        while i < len(ids) and offsets[i][0] < start:
+            if offsets[i][1] > start:
+                return JOINED
+            i += 1
+        while i < len(ids) and offsets[i][0] < stop:
+            learn[i] = True
+            i += 1
+    return Document(ids, learn)
+
+
+def _plain_document(tokenizer: PreTrainedTokenizerBase, turns: Conversation) -> Document:
+    """A question and its answer, one after the other, for a model without a template."""
+    if [turn.role for turn in turns] != ["user", "assistant"]:
+        raise ValueError(
+            "the tokenizer has no chat template, so conversations must be a question and its "
+            "answer; use a teacher that is made for chat"
+        )
+    before = tokenizer.encode(turns[0].text)
+    after = tokenizer.encode(turns[1].text, add_special_tokens=False) + _end(tokenizer)
+    return Document(before + after, [False] * len(before) + [True] * len(after))
+
+
+def _end(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+
+def _written(
+    tokenizer: PreTrainedTokenizerBase, turns: Conversation, open_answer: bool = False
+) -> str:
+    text = tokenizer.apply_chat_template(
+        [{"role": turn.role, "content": turn.text} for turn in turns],
+        tokenize=False,
+        add_generation_prompt=open_answer,
+        date_string=PINNED_DATE,
+    )
+    assert isinstance(text, str)
+    return text
 
 
 def _render(

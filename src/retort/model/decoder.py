@@ -67,11 +67,15 @@ class Block(nn.Module):
 
     def forward(self, h_BTD: Tensor, context: Context, state: LayerState | None = None) -> Tensor:
         """The next hidden state; a layer state is updated in place."""
-        h_BTD = h_BTD + self.mix(h_BTD, context, state)
+        h_BTD = h_BTD + self._mix(h_BTD, context, state)
         return h_BTD + self.mlp(self.post_attention_layernorm(h_BTD))
 
-    def mix(self, h_BTD: Tensor, context: Context, state: LayerState | None = None) -> Tensor:
+    def mix(self, h_BTD: Tensor, context: Context) -> Tensor:
         """The mixer's contribution to the residual stream."""
+        return self._mix(h_BTD, context, None)
+
+    # Not `mix`, so that each way into a block is entered once: sharding frees weights at its end.
+    def _mix(self, h_BTD: Tensor, context: Context, state: LayerState | None) -> Tensor:
         mixer: nn.Module = self.mixer  # a state always comes from this mixer's own init_state
         return mixer(self.input_layernorm(h_BTD), context, state)
 

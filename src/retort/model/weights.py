@@ -121,8 +121,7 @@ def write(
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    _write_json(aside / CONFIG, writer.config(decoder.config, dtype))
-    _write_json(aside / GENERATION, special_tokens_to_hf(decoder.config))
+    _write_configs(decoder.config, aside, writer, dtype)
     tensors = {name: tensor.detach() for name, tensor in decoder.state_dict().items()}
     written = writer.tensors(tensors, decoder.config)
     _save_tensors({name: tensor.cpu().contiguous() for name, tensor in written.items()}, aside)
@@ -133,6 +132,24 @@ def write(
     for name, text in (texts or {}).items():
         (aside / name).write_text(text, encoding="utf-8")
     _swap(aside, folder)
+
+
+def save_config(
+    config: DecoderConfig,
+    folder: Path,
+    dtype: torch.dtype,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> None:
+    """Writes what `save` does but for the weights: `read_config` reads it back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_configs(config, folder, formats.writer(config), str(dtype).removeprefix("torch."))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def _write_configs(config: DecoderConfig, folder: Path, writer: Writer, dtype: str) -> None:
+    _write_json(folder / CONFIG, writer.config(config, dtype))
+    _write_json(folder / GENERATION, special_tokens_to_hf(config))
 
 
 def check_target(folder: Path) -> None:

@@ -1,60 +1,143 @@
-"""Training states on disk: complete or absent, the newest few kept, nothing pickled."""
+"""Training states on disk: complete or absent, the newest few kept, nothing pickled.
+
+A state is a folder of safetensors files, one from each process, with the numbers beside them in
+`values.json`. It is read back by any number of processes (torch.distributed.checkpoint), and is
+written aside and renamed, in the background while training goes on.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
-TENSORS = "tensors.safetensors"
+from retort import console
+from retort.train.parallel import World
+
+FOLDER = "checkpoints"
 VALUES = "values.json"
+PARTIAL = ".partial"
 
 
-def save(root: Path, step: int, tensors: dict[str, Tensor], values: Any, keep: int) -> None:
-    """Writes the state of a global step aside and renames it, then drops all but `keep` states.
+@dataclass
+class Checkpoints:
+    """The states of one run in the folder `root`, of which the newest `keep` stay."""
 
-    States of later steps go too: they are damaged ones that a resume has passed over.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    aside = root / ".partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside / TENSORS)
-    (aside / VALUES).write_text(json.dumps(values), encoding="utf-8")
-    for name in (TENSORS, VALUES):
-        _sync(aside / name)
-    final = root / f"step-{step:09d}"
-    shutil.rmtree(final, ignore_errors=True)
-    aside.rename(final)
-    _sync(root)
-    kept = [path for path in _states(root) if path <= final][-keep:]
-    for other in set(_states(root)) - set(kept):
-        shutil.rmtree(other)
+    root: Path
+    keep: int
+    world: World
+    _running: tuple[int, Future[Any]] | None = field(default=None, init=False)
+
+    def save(self, step: int, tensors: dict[str, Tensor], values: Any) -> None:
+        """Begins to write the state of a step; the tensors are copied before this returns.
+
+        Whatever an earlier call began is finished first.
+        """
+        self.finish()
+        aside = self.root / PARTIAL
+        if self.world.main:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            (aside / VALUES).write_text(json.dumps(values), encoding="utf-8")
+        self.world.wait()
+        writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
+        future = async_save(tensors, storage_writer=writer, process_group=self.world.saving)
+        assert isinstance(future, Future)
+        self._running = step, future
+
+    def poll(self) -> None:
+        """Finishes what is being written if nothing has to be waited for, on any process."""
+        if self._running is not None:
+            done = self.world.sum([self._running[1].done()])[0] == self.world.size
+            if done:
+                self.finish()
+
+    def finish(self) -> None:
+        """Waits for the state that is being written and puts it in its place."""
+        if self._running is None:
+            return
+        step, future = self._running
+        self._running = None
+        future.result()
+        self.world.wait()
+        if self.world.main:
+            self._settle(step)
+
+    def _settle(self, step: int) -> None:
+        """Renames a state that has been written, and drops those that are too old.
+
+        States of later steps go too: they are damaged ones that a resume has passed over.
+        """
+        aside, final = self.root / PARTIAL, folder(self.root, step)
+        sizes = {path.name: path.stat().st_size for path in aside.glob("*.safetensors")}
+        values = json.loads((aside / VALUES).read_text(encoding="utf-8"))
+        text = json.dumps({"files": sizes, "values": values})
+        (aside / VALUES).write_text(text, encoding="utf-8")
+        _sync(aside / VALUES)
+        _sync(aside)
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+        _sync(self.root)
+        kept = [path for path in states(self.root) if path <= final][-self.keep :]
+        for other in set(states(self.root)) - set(kept):
+            shutil.rmtree(other)
 
 
-def latest(root: Path) -> tuple[dict[str, Tensor], Any, list[Path]]:
-    """Tensors and values of the newest readable state, and the damaged ones newer than it.
-
-    Without a readable state there are no tensors, and the values are None.
-    """
-    damaged: list[Path] = []
-    for path in reversed(_states(root)):
-        try:
-            values = json.loads((path / VALUES).read_text(encoding="utf-8"))
-            return load_file(path / TENSORS), values, damaged
-        except (OSError, SafetensorError, json.JSONDecodeError):
-            damaged.append(path)
-    return {}, None, damaged
+def newest(root: Path) -> tuple[Path, Any] | None:
+    """The newest state that is whole, and its values; says which ones are damaged."""
+    for path in reversed(states(root)):
+        values = read_values(path)
+        if values is not None:
+            return path, values
+        console.warn(f"{path}: damaged, continuing from the state before it")
+    return None
 
 
-def _states(root: Path) -> list[Path]:
+def read(path: Path, tensors: dict[str, Tensor], world: World) -> None:
+    """Reads a state's tensors into those given, whichever part of each a process has."""
+    load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), process_group=world.saving)
+
+
+def folder(root: Path, step: int) -> Path:
+    """Where the state of a step is, if it has been kept."""
+    return root / f"step-{step:09d}"
+
+
+def step_of(path: Path) -> int:
+    """The step of a state's folder."""
+    return int(path.name.removeprefix("step-"))
+
+
+def states(root: Path) -> list[Path]:
+    """The folders of all states, oldest first."""
     return sorted(root.glob("step-*"))
+
+
+def read_values(path: Path) -> Any:
+    """The values of a state, or None where the state is not whole."""
+    try:
+        told = json.loads((path / VALUES).read_text(encoding="utf-8"))
+        for name, size in told["files"].items():
+            if (path / name).stat().st_size != size:
+                return None
+            with safe_open(path / name, framework="pt"):
+                pass
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return told["values"]
 
 
 def _sync(path: Path) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from retort import console
-from retort.data.text import Batch, Packer, open_source
+from retort.data.mixture import open_data
+from retort.data.packing import Batch, Rows
 from retort.model.config import MixerConfig
 from retort.model.decoder import Block, Decoder
 from retort.model.transplant import Start, replaced_block
@@ -39,8 +40,8 @@ def measure(
             f"student.keep_attention.count: {keep.count}, but only {len(layers)} layers have "
             "attention"
         )
-    packer = Packer(open_source(keep.data, tokenizer, seed), keep.length, 0, [], 0)
-    batches = [packer.batch(1).to(decoder.device) for _ in range(keep.rows)]
+    rows = Rows(open_data(keep.data, tokenizer, seed), 1, keep.length, range(1))
+    batches = [rows.batch().to(decoder.device) for _ in range(keep.rows)]
     costs = {}
     with console.progress("measuring layers", len(layers), "layers", 0) as advance:
         for index in layers:

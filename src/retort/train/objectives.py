@@ -1,32 +1,41 @@
-"""The four objectives: (student, teacher, batch, settings) -> a loss sum and what it sums over.
+"""The four objectives: (student, teacher, batch, settings) -> a sum, and `count`: over how many.
 
-Sums and counts, not means: the loop adds them over micro-batches before it divides, since a mean
-of means is wrong when masks are uneven.
+Sums and counts, not means: the loop adds them over micro-batches and processes before it divides,
+since a mean of means is wrong when masks are uneven.
 
 Shapes: B rows, T tokens, D model width, H heads, M learnt tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from retort.data.text import Batch
+from retort.data.packing import Batch
 from retort.model.config import LINEAR
 from retort.model.decoder import Decoder
 from retort.recipe import Distill, HiddenStates, MixingMatrices, Objective, Supervised
 from retort.train.divergence import cross_entropy_sum, divergence_sum
 
 
-@dataclass(frozen=True)
-class Loss:
-    """A sum to be minimised, the number of rows or tokens in it, and sums worth logging."""
+class Loss(NamedTuple):
+    """A sum to be minimised, and the sums that it is made of, for the log."""
 
     sum: Tensor
-    count: int
     parts: dict[str, Tensor]
+
+
+def count(batch: Batch, objective: Objective) -> int:
+    """What the sums of a batch's loss are over: rows, tokens, or learnt tokens."""
+    match objective:
+        case MixingMatrices():
+            return batch.ids_BT.shape[0]
+        case HiddenStates():
+            return int((batch.document_BT >= 0).sum())
+        case Distill() | Supervised():
+            return int(batch.learn_BT.sum())
 
 
 def evaluate(student: Decoder, teacher: Decoder | None, batch: Batch, objective: Objective) -> Loss:
@@ -58,11 +67,11 @@ def mixing_matrices(
         with torch.no_grad():
             target_BHTT = teacher.blocks[i].mixing_matrix(inputs[i], context)
         difference_BHTT = target_BHTT - student.blocks[i].mixing_matrix(inputs[i], context)
-        distance_BH = torch.linalg.matrix_norm(difference_BHTT * valid_B1T1)
+        distance_BH = torch.linalg.matrix_norm((difference_BHTT * valid_B1T1).float())
         if settings.squared:
             distance_BH = distance_BH**2
         parts[f"layer_{i}"] = distance_BH.mean(1).sum()
-    return _total(parts, count=batch.ids_BT.shape[0])
+    return _total(parts)
 
 
 def hidden_states(student: Decoder, teacher: Decoder, batch: Batch, settings: HiddenStates) -> Loss:
@@ -80,9 +89,9 @@ def hidden_states(student: Decoder, teacher: Decoder, batch: Batch, settings: Hi
             with torch.no_grad():
                 target_BTD = teacher.blocks[i].mix(inputs[i], context)
             output_BTD = student.blocks[i].mix(inputs[i], context)
-        distance_BT = torch.linalg.vector_norm((output_BTD - target_BTD).float(), dim=-1)
+        distance_BT = torch.linalg.vector_norm(output_BTD.float() - target_BTD.float(), dim=-1)
         parts[f"layer_{i}"] = (distance_BT * valid_BT).sum()
-    return _total(parts, count=int(valid_BT.sum()))
+    return _total(parts)
 
 
 def distill(student: Decoder, teacher: Decoder, batch: Batch, settings: Distill) -> Loss:
@@ -97,17 +106,17 @@ def distill(student: Decoder, teacher: Decoder, batch: Batch, settings: Distill)
         student_MD, heads[0], teacher_MD, heads[1], settings.direction, settings.temperature
     )
     if settings.ce_weight == 0:
-        return Loss(kl, student_MD.shape[0], {"kl": kl})
+        return Loss(kl, {"kl": kl})
     ce = cross_entropy_sum(student_MD, heads[0], _targets(batch))
     total = (1 - settings.ce_weight) * kl + settings.ce_weight * ce
-    return Loss(total, student_MD.shape[0], {"kl": kl, "ce": ce})
+    return Loss(total, {"kl": kl, "ce": ce})
 
 
 def supervised(student: Decoder, batch: Batch) -> Loss:
     """Cross-entropy on the learnt tokens."""
     student_MD = _learnt(student, batch)
     ce = cross_entropy_sum(student_MD, student.lm_head.weight, _targets(batch))
-    return Loss(ce, student_MD.shape[0], {"ce": ce})
+    return Loss(ce, {"ce": ce})
 
 
 def trainable(student: Decoder, objective: Objective) -> set[str]:
@@ -141,5 +150,5 @@ def _targets(batch: Batch) -> Tensor:
     return batch.ids_BT.roll(-1, dims=1)[batch.learn_BT]
 
 
-def _total(parts: dict[str, Tensor], count: int) -> Loss:
-    return Loss(torch.stack(list(parts.values())).sum(), count, parts)
+def _total(parts: dict[str, Tensor]) -> Loss:
+    return Loss(torch.stack(list(parts.values())).sum(), parts)

@@ -1,6 +1,7 @@
 """What a run opens before it trains: models, tokenizer, data; and every mistake it can find there.
 
-Nothing is written here.
+Nothing is written here. Weights are read by the main process alone, in float32 and on the CPU, so
+that a model need fit no single GPU; the others learn its shape.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from retort import console
 from retort.data.chat import check_same_tokenizer, load_tokenizer, train_tokenizer
-from retort.data.text import open_source
+from retort.data.mixture import open_data
 from retort.model import weights
 from retort.model.config import ATTENTION, LINEAR, DecoderConfig, LayerType, Mamba1Config
 from retort.model.decoder import Decoder
@@ -33,6 +34,7 @@ from retort.recipe import (
 )
 from retort.train import importance
 from retort.train.objectives import trainable
+from retort.train.parallel import World
 from retort.train.schedule import not_frozen
 
 TOKENIZER_TEXTS = 8000
@@ -59,9 +61,15 @@ def work_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.training")
 
 
+# What may change between a run and its continuation: how it is run, not what is computed.
+_HOW = {
+    "force", "checkpoints", "device", "parallel", "guard", "evaluation", "trackers", "planning",
+}  # fmt: skip
+
+
 def identity(recipe: DistillRecipe) -> str:
     """The recipe as text, less what may change between a run and its continuation."""
-    return recipe.model_dump_json(exclude={"force", "checkpoints", "device"}, indent=2)
+    return recipe.model_dump_json(exclude=_HOW, indent=2)
 
 
 def finished(recipe: DistillRecipe, work: Path) -> bool:
@@ -75,36 +83,84 @@ def finished(recipe: DistillRecipe, work: Path) -> bool:
     return (work / "finished").is_file() and (recipe.out / weights.CONFIG).is_file()
 
 
-def prepare(recipe: DistillRecipe) -> Job:
+def prepare_all(recipe: DistillRecipe, world: World) -> Job:
+    """`prepare` on the main process; what the others need to take part, on those.
+
+    Raises ValueError on every process for what the main one finds.
+    """
+    job: Job | None = None
+    problem: str | None = None
+    if world.main:
+        try:
+            job = prepare(recipe, world.size)
+        except ValueError as error:
+            problem = str(error)
+    problem = world.from_main(problem)
+    if problem is not None:
+        raise ValueError(problem)
+    configs = world.from_main(_configs(job))
+    if job is not None:
+        return job
+    student, teacher = (None if config is None else weights.empty(config) for config in configs)
+    assert student is not None
+    return Job(recipe, student, teacher, _tokenizer(recipe))
+
+
+def _configs(job: Job | None) -> tuple[DecoderConfig | None, DecoderConfig | None]:
+    """Of the student and of the teacher."""
+    if job is None:
+        return None, None
+    return job.student.config, None if job.teacher is None else job.teacher.config
+
+
+def prepare(recipe: DistillRecipe, processes: int = 1) -> Job:
     """Opens everything the run needs, so that mistakes show before anything is written."""
     _check_out(recipe)
+    _check_rows(recipe, processes)
     torch.manual_seed(recipe.seed)
-    device = open_device(recipe.device)
     teacher, costs = None, dict[int, float]()
     if recipe.teacher is not None:
-        teacher = weights.load(recipe.teacher, torch.float32, device)
+        teacher = weights.load(recipe.teacher, torch.float32)
+    tokenizer = _tokenizer(recipe)
     match recipe.student:
         case Transplanted() as spec:
-            assert teacher is not None and recipe.teacher is not None
-            tokenizer = load_tokenizer(recipe.teacher)
+            assert teacher is not None
             source = _open_source_model(recipe, spec, teacher, tokenizer)
             costs = _costs(recipe, spec, source, tokenizer)
             torch.manual_seed(recipe.seed)  # whether or not layers were measured just now
             student = _transplanted(spec, source, costs)
         case Fresh() as spec:
-            tokenizer = _fresh_tokenizer(recipe, spec)
-            student = _fresh_student(spec, tokenizer).to(device)
+            student = _fresh_student(spec, tokenizer)
         case Continued() as spec:
-            student = weights.load(spec.folder, torch.float32, device)
-            tokenizer = load_tokenizer(spec.folder)
+            student = weights.load(spec.folder, torch.float32)
             if recipe.teacher is not None:
                 teacher_tokenizer = load_tokenizer(recipe.teacher)
                 check_same_tokenizer(teacher_tokenizer, tokenizer, spec.folder)
     _check_shapes(recipe, student, teacher)
     for stage in recipe.stages:
         not_frozen(trainable(student, stage.objective), stage.freeze)
-        open_source(stage.data, tokenizer, recipe.seed)
+        open_data(stage.data, tokenizer, recipe.seed)
     return Job(recipe, student.train(), teacher, tokenizer, costs)
+
+
+def _tokenizer(recipe: DistillRecipe) -> PreTrainedTokenizerBase:
+    match recipe.student:
+        case Transplanted():
+            assert recipe.teacher is not None
+            return load_tokenizer(recipe.teacher)
+        case Fresh() as spec:
+            return _fresh_tokenizer(recipe, spec)
+        case Continued() as spec:
+            return load_tokenizer(spec.folder)
+
+
+def _check_rows(recipe: DistillRecipe, processes: int) -> None:
+    for stage in recipe.stages:
+        if stage.rows % processes:
+            raise ValueError(
+                f"stage {stage.name}: {stage.rows} rows cannot be shared by {processes} processes; "
+                "rows must be a multiple of them"
+            )
 
 
 def _open_source_model(
@@ -113,7 +169,7 @@ def _open_source_model(
     """What the student is made from: the teacher, or a student that is taken further."""
     if spec.source is None:
         return teacher
-    source = weights.load(spec.source, torch.float32, teacher.device)
+    source = weights.load(spec.source, torch.float32)
     check_same_tokenizer(tokenizer, load_tokenizer(spec.source), spec.source)
     return source
 
@@ -129,7 +185,10 @@ def _costs(
     if known is not None and not recipe.force:
         return known
     mixer = mixer_config(source.config, spec.mixer, **spec.settings.model_dump())
-    return importance.measure(source, mixer, spec.initial, keep, tokenizer, recipe.seed)
+    source.to(open_device(recipe.device))
+    found = importance.measure(source, mixer, spec.initial, keep, tokenizer, recipe.seed)
+    source.to("cpu")
+    return found
 
 
 def _transplanted(spec: Transplanted, source: Decoder, costs: dict[int, float]) -> Decoder:
@@ -197,7 +256,7 @@ def _check_matrices(student: Decoder, teacher: Decoder) -> None:
 
 
 def _fresh_tokenizer(recipe: DistillRecipe, spec: Fresh) -> PreTrainedTokenizerBase:
-    texts = open_source(recipe.stages[0].data, None, recipe.seed).texts()
+    texts = open_data(recipe.stages[0].data, None, recipe.seed).texts()
     return train_tokenizer(islice(texts, TOKENIZER_TEXTS), spec.vocab_size)
 
 

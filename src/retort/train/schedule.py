@@ -7,18 +7,30 @@ from fnmatch import fnmatch
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from retort.recipe import Optim
 
 
 def adamw(named: dict[str, nn.Parameter], optim: Optim) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101); only matrices decay: not norms, biases, A_log, D or dt_bias."""
-    decays = {name: p.ndim >= 2 and not name.endswith("A_log") for name, p in named.items()}
-    groups = [
-        {"params": [named[n] for n in decays if decays[n]], "weight_decay": optim.weight_decay},
-        {"params": [named[n] for n in decays if not decays[n]], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+    """AdamW (arXiv 1711.05101); only matrices decay: not norms, biases, A_log, D or dt_bias.
+
+    Sharded parameters are in groups of their own, since one operation takes one kind.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in named.items():
+        decays = parameter.ndim >= 2 and not name.endswith("A_log")
+        groups.setdefault((decays, isinstance(parameter, DTensor)), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": group, "weight_decay": optim.weight_decay if decays else 0.0}
+            for (decays, _), group in groups.items()
+        ],
+        lr=optim.lr,
+        betas=optim.betas,
+        eps=optim.eps,
+        fused=True,
+    )
 
 
 def learning_rate(optim: Optim, step: int, steps: int) -> float:

@@ -1,0 +1,104 @@
+"""What a recipe's data opens to: sources with their shares, read as documents of token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from transformers import PreTrainedTokenizerBase
+
+from retort.data.chat import Document, Fault, conversation_document, text_document
+from retort.data.rows import Row, Source
+from retort.data.sources import open_source, source_name
+from retort.recipe import Data, Mixture
+
+LONGEST = 1_000_000
+"""Characters of the longest row that is taken; a longer one would fill hundreds of rows alone."""
+
+TOO_LONG = Fault("too long")
+
+
+@dataclass(frozen=True)
+class OpenData:
+    """Sources by name, the share of the tokens that each is to have, and how they are read."""
+
+    sources: Mapping[str, Source]
+    shares: Mapping[str, float]
+    tokenizer: PreTrainedTokenizerBase | None
+
+    def document(self, row: Row) -> Document | Fault:
+        """A row as token ids, or why it has none. Raises ValueError as its chat template does."""
+        content = row.content
+        if isinstance(content, Fault):
+            return content
+        texts = _texts(row)
+        if sum(map(len, texts)) > LONGEST:
+            return TOO_LONG
+        assert self.tokenizer is not None
+        if isinstance(content, str):
+            return text_document(self.tokenizer, content)
+        return conversation_document(self.tokenizer, content)
+
+    def texts(self) -> Iterator[str]:
+        """Texts and turns in proportion to the shares, for training a tokenizer; they end with the
+        pass of the first source that does.
+        """
+        sizes = dict.fromkeys(self.sources, 0)
+        passes = {name: _one_pass(source) for name, source in self.sources.items()}
+        while True:
+            name = next_source(self.shares, sizes)
+            row = next(passes[name], None)
+            if row is None:
+                return
+            texts = _texts(row)
+            sizes[name] += sum(map(len, texts))
+            yield from texts
+
+
+def next_source(shares: Mapping[str, float], sizes: Mapping[str, int]) -> str:
+    """The source that is furthest behind its share of what has been taken so far."""
+    total = sum(sizes.values())
+    return max(shares, key=lambda name: shares[name] * total - sizes[name])
+
+
+def open_data(data: Data, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> OpenData:
+    """The documents a recipe's data describes; a source whose weight is 0 is not even opened.
+
+    Raises ValueError for unusable files.
+    """
+    parts = data.parts if isinstance(data, Mixture) else ()
+    weighted = [(part.weight, part.data) for part in parts if part.weight > 0]
+    if not isinstance(data, Mixture):
+        weighted = [(1.0, data)]
+    names = _distinct([source_name(part) for _, part in weighted])
+    total = sum(weight for weight, _ in weighted)
+    return OpenData(
+        {name: open_source(part, seed) for name, (_, part) in zip(names, weighted, strict=True)},
+        {name: weight / total for name, (weight, _) in zip(names, weighted, strict=True)},
+        tokenizer,
+    )
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Repeated names with a number behind: the same file may come in twice, as text and as chat."""
+    return [
+        f"{name} ({names[:i].count(name) + 1})" if name in names[:i] else name
+        for i, name in enumerate(names)
+    ]
+
+
+def _one_pass(source: Source) -> Iterator[Row]:
+    indices = count() if source.rows is None else range(source.rows)
+    for index in indices:
+        yield from filter(None, source.read(range(index, index + 1)))
+
+
+def _texts(row: Row) -> list[str]:
+    match row.content:
+        case Fault():
+            return []
+        case str(text):
+            return [text]
+        case turns:
+            return [turn.text for turn in turns]

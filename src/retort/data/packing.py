@@ -1,0 +1,225 @@
+"""Packed training rows: whole documents side by side, with document ids, exactly resumable.
+
+Row j of every global batch is a lane: it has documents of its own and packs them on its own. So
+what is in it does not depend on how many processes there are, and a process reads, tokenizes and
+remembers its own lanes alone.
+
+Shapes: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from retort.data.chat import Document, Fault
+from retort.data.mixture import TOO_LONG, OpenData, next_source
+from retort.data.rows import Row
+
+LOOKAHEAD = 32
+PATIENCE = 1000
+PADDING = -1
+
+
+class Batch(NamedTuple):
+    """Rows of documents. `learn_BT` is true where the token that FOLLOWS is to be learnt.
+
+    `document_BT` numbers the documents of each row and is negative on padding.
+    """
+
+    ids_BT: Tensor
+    document_BT: Tensor
+    learn_BT: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on a device."""
+        return type(self)(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+    def split(self, rows: int) -> Iterator[Self]:
+        """Micro-batches of at most `rows` rows."""
+        for parts in zip(*(tensor.split(rows) for tensor in self), strict=True):
+            yield type(self)(*parts)
+
+
+class Rows:
+    """The rows of global batches of `rows` rows of `length` tokens that one process makes.
+
+    `mine` are its rows. `state` is what `state()` returned, of this process or of all of them with
+    their "rows" merged: each takes its own from it. Raises ValueError where a row is missing in it.
+    """
+
+    def __init__(
+        self,
+        data: OpenData,
+        rows: int,
+        length: int,
+        mine: range,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.lanes = [_Lane(data, j, rows, length) for j in mine]
+        if state is None:
+            return
+        for lane in self.lanes:
+            if str(lane.number) not in state["rows"]:
+                raise ValueError(f"the data's state lacks row {lane.number} of {rows}")
+            lane.restore(state["rows"][str(lane.number)])
+
+    def batch(self) -> Batch:
+        """This process's rows of the next global batch, in their order.
+
+        Raises ValueError when too many rows of a source in a row are of no use.
+        """
+        packed = [lane.row() for lane in self.lanes]
+        return Batch(*(torch.stack(column) for column in zip(*packed, strict=True)))
+
+    def state(self) -> dict[str, Any]:
+        """All there is to resume from, as plain JSON, for each row of this process."""
+        return {"rows": {str(lane.number): lane.state() for lane in self.lanes}}
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Tokens in this process's rows so far, by source."""
+        return dict(sum((lane.placed for lane in self.lanes), Counter()))
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Rows of the sources that were of no use so far, by reason."""
+        return dict(sum((lane.skipped for lane in self.lanes), Counter()))
+
+
+class _Piece(NamedTuple):
+    """A source, the number that a document of it has in its lane, and the first token to take."""
+
+    source: str
+    number: int
+    start: int
+
+
+@dataclass
+class _Lane:
+    """Fills one row of every batch with documents in their order, looking ahead for what fits.
+
+    Text is cut where a row ends and goes on in the next; a conversation is kept whole, and one that
+    is longer than a row is skipped and counted.
+    """
+
+    data: OpenData
+    number: int
+    lanes: int
+    length: int
+    queue: list[_Piece] = field(default_factory=list)
+    drawn: Counter[str] = field(default_factory=Counter)  # tokens of all documents so far
+    placed: Counter[str] = field(default_factory=Counter)  # those of them that are in rows
+    cursors: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    _runs: dict[str, tuple[int, Sequence[Row | None]]] = field(default_factory=dict)
+    _loaded: dict[tuple[str, int], Document] = field(default_factory=dict)
+
+    def state(self) -> dict[str, Any]:
+        counters = ("drawn", "placed", "cursors", "skipped")
+        values = {name: dict(getattr(self, name)) for name in counters}
+        return values | {"queue": [list(piece) for piece in self.queue]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        for name in ("drawn", "placed", "cursors", "skipped"):
+            setattr(self, name, Counter(state[name]))
+        self.queue = [_Piece(*piece) for piece in state["queue"]]
+
+    def row(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The lane's next row: ids, document numbers, and what is to be learnt."""
+        pieces: list[Document] = []
+        room, i = self.length, 0
+        while i < LOOKAHEAD and room > 1:
+            if i == len(self.queue):
+                self.queue.append(self._draw())
+            piece = self.queue[i]
+            document = self._document(piece)
+            left = len(document.ids) - piece.start
+            if left > room and document.learn is not None:
+                i += 1
+                continue
+            taken = min(left, room)
+            pieces.append(_cut(document, piece.start, piece.start + taken))
+            if left > room:
+                self.queue[i] = piece._replace(start=piece.start + room)
+            else:
+                del self.queue[i], self._loaded[piece.source, piece.number]
+            self.placed[piece.source] += taken
+            room -= taken
+        return _tensors(pieces, self.length)
+
+    def _draw(self) -> _Piece:
+        """The next document that can be placed at all, of the source whose turn it is."""
+        shares = self.data.shares
+        source = next_source(shares, {name: self.drawn[name] for name in shares})
+        faults: Counter[str] = Counter()
+        for number in range(self.cursors[source], self.cursors[source] + PATIENCE):
+            document = self._read(source, number)
+            if isinstance(document, Document):
+                self.cursors[source] = number + 1
+                self._loaded[source, number] = document
+                self.drawn[source] += len(document.ids)
+                return _Piece(source, number, 0)
+            if document is not None:
+                faults[document.reason] += 1
+                self.skipped[document.reason] += 1
+        reasons = ", ".join(f"{count} {reason}" for reason, count in faults.most_common())
+        raise ValueError(
+            f"{source}: {PATIENCE} rows one after another are of no use to training rows of "
+            f"{self.length} tokens ({reasons or 'none of this split'})"
+        )
+
+    def _read(self, source: str, number: int) -> Document | Fault | None:
+        row = self._row(source, number)
+        document = None if row is None else self.data.document(row)
+        if not isinstance(document, Document):
+            return document
+        if len(document.ids) < 2:
+            return Fault("empty")
+        whole = document.learn is not None
+        return TOO_LONG if whole and len(document.ids) > self.length else document
+
+    def _row(self, source: str, number: int) -> Row | None:
+        """The lane's `number`-th row of a source: lanes take turns with runs of neighbours."""
+        opened = self.data.sources[source]
+        run = 1 if opened.rows is None else max(1, min(opened.run, opened.rows // self.lanes))
+        turn, position = divmod(number, run)
+        if source not in self._runs or self._runs[source][0] != turn:
+            start = (turn * self.lanes + self.number) * run
+            self._runs[source] = turn, opened.read(range(start, start + run))
+        return self._runs[source][1][position]
+
+    def _document(self, piece: _Piece) -> Document:
+        key = piece.source, piece.number
+        if key not in self._loaded:  # after a resume, the queue is known only by its numbers
+            document = self._read(*key)
+            assert isinstance(document, Document)
+            self._loaded[key] = document
+        return self._loaded[key]
+
+
+def _cut(document: Document, start: int, stop: int) -> Document:
+    learn = None if document.learn is None else document.learn[start:stop]
+    return Document(document.ids[start:stop], learn)
+
+
+def _tensors(pieces: list[Document], length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One row: ids, document numbers, and whether the token that follows is to be learnt."""
+    ids = torch.zeros(length, dtype=torch.long)
+    document = torch.full((length,), PADDING)
+    learn = torch.zeros(length, dtype=torch.bool)
+    start = 0
+    for number, piece in enumerate(pieces):
+        stop = start + len(piece.ids)
+        ids[start:stop] = torch.tensor(piece.ids)
+        document[start:stop] = number
+        # Position t predicts token t + 1, so the mask moves one to the left with the labels.
+        following = [True] * (len(piece.ids) - 1) if piece.learn is None else piece.learn[1:]
+        learn[start : stop - 1] = torch.tensor(following, dtype=torch.bool)
+        start = stop
+    return ids, document, learn

@@ -1,0 +1,334 @@
+"""One code path for one process on a CPU, one GPU, or the many processes that torchrun starts.
+
+Order matters: load, drop activations, compile each block, shard (FSDP2), and only then make the
+optimiser, whose moments are then sharded as the parameters are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from retort.data.packing import Batch
+from retort.model import weights
+from retort.model.decoder import Decoder
+from retort.model.devices import fast_dtype, open_device
+from retort.model.weights import RATES
+from retort.recipe import Objective, Parallel
+from retort.train.objectives import Loss, evaluate
+
+T = TypeVar("T")
+
+# What `selective` keeps: products with weights, and attention; the rest is cheap to make again.
+_KEPT = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run and this one's place among them.
+
+    Without a mesh there is one process, and nothing is sharded. `saving` is a group of its own for
+    checkpoints that are written while training goes on: collectives of two threads in one group
+    would meet each other's.
+    """
+
+    device: torch.device
+    saving: dist.ProcessGroup
+    rank: int
+    size: int
+    mesh: DeviceMesh | None
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that speaks and writes what is written once."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """This process's part of `count` things, which the number of processes divides."""
+        each = count // self.size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over all processes, in float64."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def largest(self, value: float) -> float:
+        """The largest that any process has."""
+        if self.size == 1:
+            return value
+        found = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found.item()
+
+    def gather(self, value: T) -> list[T]:
+        """What each process has, in the order of their ranks."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def counted(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Counts by name, summed over all processes."""
+        return dict(sum(map(Counter, self.gather(dict(counts))), Counter[str]()))
+
+    def from_main(self, value: T) -> T:
+        """What the main process has."""
+        if self.size == 1:
+            return value
+        told = [value]
+        dist.broadcast_object_list(told, src=0)
+        return told[0]
+
+    def wait(self) -> None:
+        """Returns when all processes have come this far."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def open_world(device: str, settings: Parallel) -> Iterator[World]:
+    """The world that torchrun describes in the environment, or this process alone.
+
+    Raises ValueError for a device that is not there, and for a shard size that does not divide the
+    number of processes.
+    """
+    if dist.is_torchelastic_launched() and device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    found = open_device(device)
+    size = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+    shard = settings.shard or size
+    if size % shard:
+        raise ValueError(f"parallel.shard: {shard} does not divide the {size} processes")
+    if found.type == "cuda":
+        torch.cuda.set_device(found)
+    _join(found)
+    try:
+        saving = dist.new_group(backend="gloo")
+        mesh = init_device_mesh(found.type, (size // shard, shard), mesh_dim_names=("copy", "part"))
+        # Sharding is also what casts for each use, which one process needs too, if not in float32.
+        plain = size == 1 and compute_dtype(found, settings) == torch.float32
+        yield World(found, saving, dist.get_rank(), size, None if plain else mesh)
+    finally:
+        dist.destroy_process_group()
+
+
+def _join(device: torch.device) -> None:
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if dist.is_torchelastic_launched():
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+
+
+def compute_dtype(device: torch.device, settings: Parallel) -> torch.dtype:
+    """What products are computed in: as asked for, or what suits the device."""
+    if settings.dtype is None:
+        return fast_dtype(device)
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[settings.dtype]
+
+
+# ---------------------------------------------------------------- models
+
+
+class Trained(nn.Module):
+    """A student behind the one forward that its loss is.
+
+    FSDP gathers what belongs to no block, such as the head, around the forward of its root, and the
+    objectives use a decoder in more ways than its own forward.
+    """
+
+    def __init__(self, student: Decoder) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, teacher: Decoder | None, batch: Batch, objective: Objective) -> Loss:
+        """The loss of a batch under an objective."""
+        return evaluate(self.student, teacher, batch, objective)
+
+
+def spread_student(student: Decoder, world: World, settings: Parallel) -> Trained:
+    """The student in float32, ready to be trained by all processes, as the main one has it.
+
+    Other processes give a decoder without weights. What is computed in another dtype is cast for
+    each use; the rates of the mixers (A_log, dt_bias, D) never are. They are few, and whole on
+    every process.
+    """
+    cast(student, torch.float32)
+    _wrap_blocks(student, settings)
+    trained = Trained(student)
+    if world.mesh is None:
+        student.to(world.device)
+        return trained
+    policy = MixedPrecisionPolicy(compute_dtype(world.device, settings), torch.float32)
+    _shard(trained, student, world, policy)
+    return trained
+
+
+def spread_teacher(teacher: Decoder, world: World, settings: Parallel) -> Decoder:
+    """The teacher, to be used without gradients by all processes, as the main one has it."""
+    cast(teacher, compute_dtype(world.device, settings))
+    teacher.requires_grad_(False)
+    if world.mesh is None:
+        return teacher.to(world.device)
+    _shard(teacher, teacher, world, MixedPrecisionPolicy())
+    for method in ("hidden", "hidden_states"):
+        register_fsdp_forward_method(teacher, method)
+    return teacher
+
+
+def note_trained(trained: nn.Module) -> None:
+    """Tells FSDP that other parameters are trained from here on: it takes the dtype of a block's
+    gradients from them, and looks only when it gathers weights out of turn.
+    """
+    for module in trained.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
+            module.reshard()
+
+
+def whole(student: Decoder, world: World, dtype: torch.dtype) -> Decoder:
+    """A decoder of this process's own with all of the student's weights, for generating text."""
+    if world.mesh is None:
+        return student
+    tensors = full_tensors(student)
+    found = weights.empty(student.config)
+    cast(found, dtype)
+    own = found.state_dict()
+    found.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()}, assign=True)
+    tie(found)
+    return found.eval().requires_grad_(False)
+
+
+def full_tensors(student: Decoder) -> dict[str, Tensor]:
+    """The student's tensors, whole, on every process's device. All processes must call it."""
+    return {name: full(tensor) for name, tensor in student.state_dict().items()}
+
+
+def full(tensor: Tensor) -> Tensor:
+    """A tensor with all its parts. All processes must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def cast(decoder: Decoder, dtype: torch.dtype) -> None:
+    """Casts all parameters but the rates of mixers, which are in float32 whatever the rest is."""
+    for name, parameter in decoder.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if name.endswith(RATES) else dtype)
+
+
+def _wrap_blocks(student: Decoder, settings: Parallel) -> None:
+    """Has blocks drop activations and run compiled, as asked for."""
+    for block in student.blocks:
+        forward: Callable[..., Any] = block.forward
+        if settings.recompute == "full":
+            forward = partial(checkpoint, forward, use_reentrant=False)
+        elif settings.recompute == "selective":
+            contexts = partial(create_selective_checkpoint_contexts, _keep_products)
+            forward = partial(checkpoint, forward, use_reentrant=False, context_fn=contexts)
+        if settings.compile:
+            forward = torch.compile(forward)
+        block.forward = forward  # type: ignore[method-assign]
+
+
+def _keep_products(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    kept = operation in _KEPT
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _shard(root: nn.Module, decoder: Decoder, world: World, policy: MixedPrecisionPolicy) -> None:
+    """Shards a decoder block by block, so that no process ever holds more than one block whole."""
+    for block in decoder.blocks:
+        _receive(block, world)
+        fully_shard(block, mesh=world.mesh, mp_policy=policy, ignored_params=_rates(block))
+        for method in ("mix", "mixing_matrix"):
+            register_fsdp_forward_method(block, method)
+    for module in (decoder.model.embed_tokens, decoder.model.norm, decoder.lm_head):
+        if not (module is decoder.lm_head and decoder.config.tie_embeddings):
+            _receive(module, world)
+    tie(decoder)
+    fully_shard(root, mesh=world.mesh, mp_policy=policy, ignored_params=_rates(decoder))
+
+
+def _receive(module: nn.Module, world: World) -> None:
+    """Fills a module on this process's device with what the main process has."""
+    if world.main:
+        module.to(world.device)
+    else:
+        module.to_empty(device=world.device)
+    for parameter in module.parameters():
+        dist.broadcast(parameter.data, src=0)
+
+
+def tie(decoder: Decoder) -> None:
+    if decoder.config.tie_embeddings:
+        decoder.lm_head.weight = decoder.model.embed_tokens.weight
+
+
+def _rates(module: nn.Module) -> set[nn.Parameter]:
+    return {p for name, p in module.named_parameters() if f".{name}".endswith(RATES)}
+
+
+# ---------------------------------------------------------------- gradients
+
+
+def clip(named: Mapping[str, nn.Parameter], limit: float, world: World) -> float:
+    """Makes gradients the same on all processes, clips their common norm, and returns the norm."""
+    groups = sharded_and_whole(named)
+    if world.mesh is not None:
+        for parameter in groups[1]:
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad.div_(world.size)  # as FSDP does with all others
+    norms = [
+        full(nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]))
+        for group in groups
+    ]
+    norm = torch.linalg.vector_norm(torch.stack([each.float() for each in norms]))
+    for group in groups:
+        nn.utils.clip_grads_with_norm_(group, limit, norm)
+    return float(norm)
+
+
+def sharded_and_whole(
+    named: Mapping[str, nn.Parameter],
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters of which each process has a part, and those of which it has all; most operations
+    on many tensors at once refuse to mix the two.
+    """
+    sharded = {name for name, p in named.items() if isinstance(p, DTensor)}
+    parts = [p for name, p in named.items() if name in sharded]
+    return parts, [p for name, p in named.items() if name not in sharded]
