@@ -1,5 +1,6 @@
 """Training states on disk: complete or absent, the newest few, and what a damaged one does."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,112 +10,172 @@ import torch
 from torch import Tensor
 
 from retort.train import checkpoint
+from retort.train.checkpoint import Checkpoints
+from retort.train.parallel import World
 
 
 def tensors(value: float) -> dict[str, Tensor]:
-    return {"weight": torch.full((3,), value), "step": torch.tensor(value)}
+    return {"weight": torch.full((3,), value), "matrix": torch.full((2, 2), -value)}
+
+
+@pytest.fixture
+def save(tmp_path: Path, world: World) -> Callable[..., None]:
+    """Writes a state and waits for it."""
+
+    def write(step: int, keep: int = 2, root: Path = tmp_path, value: float | None = None) -> None:
+        kept = Checkpoints(root, keep, world)
+        kept.save(step, tensors(step if value is None else value), {"step": step})
+        kept.finish()
+
+    return write
 
 
 def steps(root: Path) -> list[int]:
-    """The states that are there, by what their folders are called."""
-    return sorted(int(path.name.removeprefix("step-")) for path in root.glob("step-*"))
+    return [checkpoint.step_of(path) for path in checkpoint.states(root)]
 
 
-def newest(root: Path) -> tuple[dict[str, Tensor], Any, list[Path]]:
-    found = checkpoint.latest(root)
+def newest_values(root: Path) -> Any:
+    found = checkpoint.newest(root)
     assert found is not None
-    return found
+    return found[1]
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    assert checkpoint.latest(tmp_path / "none") == ({}, None, [])
-    assert checkpoint.latest(tmp_path) == ({}, None, [])
+    assert checkpoint.newest(tmp_path / "none") is None
+    assert checkpoint.newest(tmp_path) is None
 
 
-def test_there_and_back(tmp_path: Path) -> None:
-    values = {"step": 7, "queue": [[3, 0], [4, 12]], "seconds": 1.5}
+def test_there_and_back(tmp_path: Path, world: World) -> None:
+    values = {"step": 7, "queue": [["a", 3, 0]], "seconds": 1.5, "best": None}
     transposed = torch.arange(6.0).reshape(2, 3).T  # not contiguous
     half = torch.ones(2, dtype=torch.bfloat16)
-    checkpoint.save(tmp_path / "new" / "root", 7, {"a": transposed, "b": half}, values, keep=2)
-    found, read, damaged = newest(tmp_path / "new" / "root")
-    assert torch.equal(found["a"], transposed)
-    assert torch.equal(found["b"], half)
-    assert (read, damaged) == (values, [])
+    kept = Checkpoints(tmp_path / "new" / "root", 2, world)
+    kept.save(7, {"a": transposed, "b": half}, values)
+    kept.finish()
+    found = checkpoint.newest(tmp_path / "new" / "root")
+    assert found is not None
+    read = {"a": torch.zeros(3, 2), "b": torch.zeros(2, dtype=torch.bfloat16)}
+    checkpoint.read(found[0], read, world)
+    assert torch.equal(read["a"], transposed)
+    assert torch.equal(read["b"], half)
+    assert found[1] == values
 
 
-def test_the_newest_few_are_kept(tmp_path: Path) -> None:
+def test_a_part_of_a_state_can_be_read(
+    tmp_path: Path, world: World, save: Callable[..., None]
+) -> None:
+    save(3)
+    read = {"matrix": torch.zeros(2, 2)}
+    checkpoint.read(checkpoint.folder(tmp_path, 3), read, world)
+    assert torch.equal(read["matrix"], torch.full((2, 2), -3.0))
+
+
+def test_the_tensors_may_change_while_they_are_written(tmp_path: Path, world: World) -> None:
+    kept, changing = Checkpoints(tmp_path, 2, world), tensors(1.0)
+    kept.save(1, changing, {})
+    for tensor in changing.values():
+        tensor.fill_(9.0)
+    kept.finish()
+    checkpoint.read(checkpoint.folder(tmp_path, 1), changing, world)
+    assert torch.equal(changing["weight"], torch.ones(3))
+
+
+def test_the_newest_few_are_kept(tmp_path: Path, save: Callable[..., None]) -> None:
     for step in (1, 2, 9, 10, 100):
-        checkpoint.save(tmp_path, step, tensors(step), {"step": step}, keep=2)
+        save(step)
     assert steps(tmp_path) == [10, 100]
-    assert newest(tmp_path)[1] == {"step": 100}
+    assert newest_values(tmp_path) == {"step": 100}
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_the_same_step_again_replaces_it(tmp_path: Path) -> None:
+def test_the_same_step_again_replaces_it(
+    tmp_path: Path, world: World, save: Callable[..., None]
+) -> None:
     for value in (1.0, 2.0):
-        checkpoint.save(tmp_path, 5, tensors(value), {"value": value}, keep=2)
-    found, values, _ = newest(tmp_path)
-    assert values == {"value": 2.0}
-    assert float(found["step"]) == 2
+        save(5, value=value)
+    read = tensors(0.0)
+    checkpoint.read(checkpoint.folder(tmp_path, 5), read, world)
+    assert torch.equal(read["weight"], torch.full((3,), 2.0))
 
 
-@pytest.mark.parametrize("moment", ["save_file", "_sync"])
+def test_what_is_being_written_is_finished_first(tmp_path: Path, world: World) -> None:
+    kept = Checkpoints(tmp_path, 9, world)
+    for step in (1, 2, 3):
+        kept.save(step, tensors(step), {"step": step})
+    assert steps(tmp_path)[:2] == [1, 2]
+    kept.finish()
+    assert steps(tmp_path) == [1, 2, 3]
+
+
+def test_nothing_waits_for_a_state_that_is_not_ready(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Checkpoints(tmp_path, 9, world)
+    kept.poll()
+    kept.save(1, tensors(1), {"step": 1})
+    assert kept._running is not None
+    kept._running[1].result()
+    kept.poll()
+    assert steps(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("moment", ["async_save", "_sync"])
 def test_a_state_is_complete_or_absent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    tmp_path: Path, save: Callable[..., None], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """Whenever the write ends, the state before it is still the newest, and the next one works."""
-    checkpoint.save(tmp_path, 1, tensors(1), {"step": 1}, keep=1)
+    save(1, keep=1)
 
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **settings: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, moment, fail)
         with pytest.raises(KeyboardInterrupt):
-            checkpoint.save(tmp_path, 2, tensors(2), {"step": 2}, keep=1)
-    assert newest(tmp_path)[1:] == ({"step": 1}, [])
-    checkpoint.save(tmp_path, 2, tensors(2), {"step": 2}, keep=1)
-    assert newest(tmp_path)[1:] == ({"step": 2}, [])
+            save(2, keep=1)
+    assert newest_values(tmp_path) == {"step": 1}
+    save(2, keep=1)
+    assert newest_values(tmp_path) == {"step": 2}
     assert steps(tmp_path) == [2]
 
 
-def truncate_tensors(state: Path) -> None:
-    path = state / checkpoint.TENSORS
-    path.write_bytes(path.read_bytes()[:-3])
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
 
 
-def lose_tensors(state: Path) -> None:
-    (state / checkpoint.TENSORS).unlink()
+def garble(path: Path) -> None:
+    path.write_bytes(b"\xff" * path.stat().st_size)
 
 
-def truncate_values(state: Path) -> None:
-    (state / checkpoint.VALUES).write_text('{"step": ')
+@pytest.mark.parametrize("what", ["*.safetensors", checkpoint.VALUES])
+@pytest.mark.parametrize("damage", [cut, garble, Path.unlink])
+def test_a_damaged_state_is_passed_over_and_told(
+    tmp_path: Path,
+    save: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    what: str,
+    damage: Callable[[Path], None],
+) -> None:
+    save(1)
+    save(2)
+    (path,) = checkpoint.folder(tmp_path, 2).glob(what)
+    damage(path)
+    assert newest_values(tmp_path) == {"step": 1}
+    assert "step-000000002: damaged, continuing from the state before it" in capsys.readouterr().err
+    save(2)
+    assert newest_values(tmp_path) == {"step": 2}
 
 
-def lose_values(state: Path) -> None:
-    (state / checkpoint.VALUES).unlink()
-
-
-DAMAGES = [truncate_tensors, lose_tensors, truncate_values, lose_values]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_state_is_passed_over(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_later_states_are_dropped_when_a_run_has_gone_back(
+    tmp_path: Path, save: Callable[..., None]
+) -> None:
     for step in (1, 2, 3):
-        checkpoint.save(tmp_path, step, tensors(step), {"step": step}, keep=3)
-    for step in (2, 3):
-        damage(tmp_path / f"step-{step:09d}")
-    found, values, damaged = newest(tmp_path)
-    assert values == {"step": 1}
-    assert float(found["step"]) == 1
-    assert [path.name for path in damaged] == ["step-000000003", "step-000000002"]
+        save(step, keep=9)
+    save(2, keep=9)
+    assert steps(tmp_path) == [1, 2]
 
 
-def test_damaged_states_do_not_push_out_good_ones(tmp_path: Path) -> None:
-    """After falling back, new states have lower numbers than the damaged one: they must stay."""
-    for step in (1, 5):
-        checkpoint.save(tmp_path, step, tensors(step), {"step": step}, keep=2)
-    truncate_tensors(tmp_path / "step-000000005")
-    for step in (2, 3):
-        checkpoint.save(tmp_path, step, tensors(step), {"step": step}, keep=1)
-        assert newest(tmp_path)[1] == {"step": step}
+def test_values_that_are_no_state(tmp_path: Path, save: Callable[..., None]) -> None:
+    save(1)
+    (checkpoint.folder(tmp_path, 1) / checkpoint.VALUES).write_text(json.dumps(["files"]))
+    assert checkpoint.newest(tmp_path) is None

@@ -9,9 +9,11 @@ from itertools import count
 from transformers import PreTrainedTokenizerBase
 
 from retort.data.chat import Document, Fault, conversation_document, text_document
+from retort.data.decontamination import Known, Match
+from retort.data.problems import Problem
 from retort.data.rows import Row, Source
 from retort.data.sources import open_source, source_name
-from retort.recipe import Data, Mixture
+from retort.recipe import Data, Mixture, Part
 
 LONGEST = 1_000_000
 """Characters of the longest row that is taken; a longer one would fill hundreds of rows alone."""
@@ -26,19 +28,31 @@ class OpenData:
     sources: Mapping[str, Source]
     shares: Mapping[str, float]
     tokenizer: PreTrainedTokenizerBase | None
+    known: Known | None = None
 
-    def document(self, row: Row) -> Document | Fault:
-        """A row as token ids, or why it has none. Raises ValueError as its chat template does."""
+    def document(self, row: Row) -> Document | Fault | Match:
+        """A row as token ids, why it has none, or the evaluation problem that it repeats.
+
+        Raises ValueError as `conversation_document` does.
+        """
         content = row.content
         if isinstance(content, Fault):
             return content
         texts = _texts(row)
         if sum(map(len, texts)) > LONGEST:
             return TOO_LONG
+        match = self._match(texts)
+        if match is not None:
+            return match
         assert self.tokenizer is not None
         if isinstance(content, str):
             return text_document(self.tokenizer, content)
         return conversation_document(self.tokenizer, content)
+
+    def _match(self, texts: list[str]) -> Match | None:
+        if self.known is None:
+            return None
+        return next(filter(None, map(self.known.match, texts)), None)
 
     def texts(self) -> Iterator[str]:
         """Texts and turns in proportion to the shares, for training a tokenizer; they end with the
@@ -62,21 +76,25 @@ def next_source(shares: Mapping[str, float], sizes: Mapping[str, int]) -> str:
     return max(shares, key=lambda name: shares[name] * total - sizes[name])
 
 
-def open_data(data: Data, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> OpenData:
-    """The documents a recipe's data describes; a source whose weight is 0 is not even opened.
+def open_data(
+    data: Data,
+    tokenizer: PreTrainedTokenizerBase | None,
+    seed: int,
+    against: Sequence[Problem] = (),
+) -> OpenData:
+    """The documents a recipe's data describes, less those that repeat a problem of `against`.
 
-    Raises ValueError for unusable files.
+    A source whose weight is 0 is not even opened. Raises ValueError for unusable files.
     """
-    parts = data.parts if isinstance(data, Mixture) else ()
-    weighted = [(part.weight, part.data) for part in parts if part.weight > 0]
-    if not isinstance(data, Mixture):
-        weighted = [(1.0, data)]
-    names = _distinct([source_name(part) for _, part in weighted])
-    total = sum(weight for weight, _ in weighted)
+    parts = data.parts if isinstance(data, Mixture) else (Part(weight=1, data=data),)
+    parts = tuple(part for part in parts if part.weight > 0)
+    names = _distinct([source_name(part.data) for part in parts])
+    total = sum(part.weight for part in parts)
     return OpenData(
-        {name: open_source(part, seed) for name, (_, part) in zip(names, weighted, strict=True)},
-        {name: weight / total for name, (weight, _) in zip(names, weighted, strict=True)},
+        {name: open_source(part.data, seed) for name, part in zip(names, parts, strict=True)},
+        {name: part.weight / total for name, part in zip(names, parts, strict=True)},
         tokenizer,
+        Known(against) if against else None,
     )
 
 

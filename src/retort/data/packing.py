@@ -18,12 +18,16 @@ import torch
 from torch import Tensor
 
 from retort.data.chat import Document, Fault
+from retort.data.columns import EMPTY
+from retort.data.decontamination import Match
 from retort.data.mixture import TOO_LONG, OpenData, next_source
 from retort.data.rows import Row
 
 LOOKAHEAD = 32
 PATIENCE = 1000
 PADDING = -1
+
+REPEATED = Fault("repeats an evaluation problem")
 
 
 class Batch(NamedTuple):
@@ -46,11 +50,22 @@ class Batch(NamedTuple):
             yield type(self)(*parts)
 
 
+class Dropped(NamedTuple):
+    """A row that repeats an evaluation problem: where it is, and the words they share."""
+
+    source: str
+    place: str
+    problem_id: str
+    kind: str
+    text: str
+
+
 class Rows:
     """The rows of global batches of `rows` rows of `length` tokens that one process makes.
 
     `mine` are its rows. `state` is what `state()` returned, of this process or of all of them with
-    their "rows" merged: each takes its own from it. Raises ValueError where a row is missing in it.
+    their "rows" merged: each takes its own from it. Raises ValueError where that is not the state
+    of this data.
     """
 
     def __init__(
@@ -61,18 +76,15 @@ class Rows:
         mine: range,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        self.lanes = [_Lane(data, j, rows, length) for j in mine]
-        if state is None:
-            return
-        for lane in self.lanes:
-            if str(lane.number) not in state["rows"]:
-                raise ValueError(f"the data's state lacks row {lane.number} of {rows}")
-            lane.restore(state["rows"][str(lane.number)])
+        self.lanes = [Lane(data, j, rows, length) for j in mine]
+        if state is not None:
+            for lane in self.lanes:
+                lane.restore(state["rows"])
 
     def batch(self) -> Batch:
         """This process's rows of the next global batch, in their order.
 
-        Raises ValueError when too many rows of a source in a row are of no use.
+        Raises ValueError when too many rows of a source, one after another, are of no use.
         """
         packed = [lane.row() for lane in self.lanes]
         return Batch(*(torch.stack(column) for column in zip(*packed, strict=True)))
@@ -91,8 +103,24 @@ class Rows:
         """Rows of the sources that were of no use so far, by reason."""
         return dict(sum((lane.skipped for lane in self.lanes), Counter()))
 
+    def dropped(self) -> list[Dropped]:
+        """The rows that repeat an evaluation problem, of those met since the last call."""
+        found = [each for lane in self.lanes for each in lane.dropped]
+        for lane in self.lanes:
+            lane.dropped.clear()
+        return found
 
-class _Piece(NamedTuple):
+
+def check(data: OpenData, length: int) -> None:
+    """Reads one document of every source, so that unusable ones are found before any work starts.
+
+    Raises ValueError when the first rows of a source are of no use.
+    """
+    for source in data.sources:
+        Lane(data, 0, 1, length).draw(source)
+
+
+class Piece(NamedTuple):
     """A source, the number that a document of it has in its lane, and the first token to take."""
 
     source: str
@@ -101,7 +129,7 @@ class _Piece(NamedTuple):
 
 
 @dataclass
-class _Lane:
+class Lane:
     """Fills one row of every batch with documents in their order, looking ahead for what fits.
 
     Text is cut where a row ends and goes on in the next; a conversation is kept whole, and one that
@@ -112,23 +140,39 @@ class _Lane:
     number: int
     lanes: int
     length: int
-    queue: list[_Piece] = field(default_factory=list)
-    drawn: Counter[str] = field(default_factory=Counter)  # tokens of all documents so far
+    queue: list[Piece] = field(default_factory=list)
+    drawn: Counter[str] = field(default_factory=Counter)  # tokens of the documents so far
     placed: Counter[str] = field(default_factory=Counter)  # those of them that are in rows
     cursors: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
+    dropped: list[Dropped] = field(default_factory=list)
     _runs: dict[str, tuple[int, Sequence[Row | None]]] = field(default_factory=dict)
     _loaded: dict[tuple[str, int], Document] = field(default_factory=dict)
 
     def state(self) -> dict[str, Any]:
-        counters = ("drawn", "placed", "cursors", "skipped")
-        values = {name: dict(getattr(self, name)) for name in counters}
-        return values | {"queue": [list(piece) for piece in self.queue]}
+        """Where the lane is, as plain JSON."""
+        return {
+            "of": self._sizes(),
+            "queue": [list(piece) for piece in self.queue],
+            "drawn": dict(self.drawn),
+            "placed": dict(self.placed),
+            "cursors": dict(self.cursors),
+            "skipped": dict(self.skipped),
+        }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        for name in ("drawn", "placed", "cursors", "skipped"):
-            setattr(self, name, Counter(state[name]))
-        self.queue = [_Piece(*piece) for piece in state["queue"]]
+    def restore(self, states: Mapping[str, Any]) -> None:
+        """Goes to where the lane was. Raises ValueError when that was among other data."""
+        state = states.get(str(self.number))
+        if state is None or state["of"] != self._sizes():
+            was = None if state is None else state["of"]
+            raise ValueError(
+                f"the training data has changed: the rows of its sources are {self._sizes()}, and "
+                f"were {was} when the run was stopped; bring the files back, or add force=true to "
+                "start over"
+            )
+        self.queue = [Piece(*piece) for piece in state["queue"]]
+        self.drawn, self.placed = Counter(state["drawn"]), Counter(state["placed"])
+        self.cursors, self.skipped = Counter(state["cursors"]), Counter(state["skipped"])
 
     def row(self) -> tuple[Tensor, Tensor, Tensor]:
         """The lane's next row: ids, document numbers, and what is to be learnt."""
@@ -136,7 +180,9 @@ class _Lane:
         room, i = self.length, 0
         while i < LOOKAHEAD and room > 1:
             if i == len(self.queue):
-                self.queue.append(self._draw())
+                shares = self.data.shares
+                turn = next_source(shares, {name: self.drawn[name] for name in shares})
+                self.queue.append(self.draw(turn))
             piece = self.queue[i]
             document = self._document(piece)
             left = len(document.ids) - piece.start
@@ -153,36 +199,31 @@ class _Lane:
             room -= taken
         return _tensors(pieces, self.length)
 
-    def _draw(self) -> _Piece:
-        """The next document that can be placed at all, of the source whose turn it is."""
-        shares = self.data.shares
-        source = next_source(shares, {name: self.drawn[name] for name in shares})
-        faults: Counter[str] = Counter()
+    def draw(self, source: str) -> Piece:
+        """The next document of a source that can be placed at all.
+
+        Raises ValueError when there is none among its next rows.
+        """
+        faults: list[str] = []
         for number in range(self.cursors[source], self.cursors[source] + PATIENCE):
-            document = self._read(source, number)
+            row = self._row(source, number)
+            if row is None:
+                continue
+            document = self._read(row)
             if isinstance(document, Document):
                 self.cursors[source] = number + 1
-                self._loaded[source, number] = document
                 self.drawn[source] += len(document.ids)
-                return _Piece(source, number, 0)
-            if document is not None:
-                faults[document.reason] += 1
-                self.skipped[document.reason] += 1
-        reasons = ", ".join(f"{count} {reason}" for reason, count in faults.most_common())
+                self._loaded[source, number] = document
+                return Piece(source, number, 0)
+            if isinstance(document, Match):
+                self.dropped.append(Dropped(source, row.place, *document))
+                document = REPEATED
+            self.skipped[document.reason] += 1
+            faults.append(f"{row.place}: {document.reason}")
         raise ValueError(
             f"{source}: {PATIENCE} rows one after another are of no use to training rows of "
-            f"{self.length} tokens ({reasons or 'none of this split'})"
+            f"{self.length} tokens ({'; '.join(faults[:2]) or 'none is of the split'})"
         )
-
-    def _read(self, source: str, number: int) -> Document | Fault | None:
-        row = self._row(source, number)
-        document = None if row is None else self.data.document(row)
-        if not isinstance(document, Document):
-            return document
-        if len(document.ids) < 2:
-            return Fault("empty")
-        whole = document.learn is not None
-        return TOO_LONG if whole and len(document.ids) > self.length else document
 
     def _row(self, source: str, number: int) -> Row | None:
         """The lane's `number`-th row of a source: lanes take turns with runs of neighbours."""
@@ -194,13 +235,27 @@ class _Lane:
             self._runs[source] = turn, opened.read(range(start, start + run))
         return self._runs[source][1][position]
 
-    def _document(self, piece: _Piece) -> Document:
+    def _read(self, row: Row) -> Document | Fault | Match:
+        document = self.data.document(row)
+        if not isinstance(document, Document):
+            return document
+        if len(document.ids) < 2:
+            return EMPTY
+        whole = document.learn is not None
+        return TOO_LONG if whole and len(document.ids) > self.length else document
+
+    def _document(self, piece: Piece) -> Document:
         key = piece.source, piece.number
         if key not in self._loaded:  # after a resume, the queue is known only by its numbers
-            document = self._read(*key)
+            row = self._row(*key)
+            assert row is not None
+            document = self._read(row)
             assert isinstance(document, Document)
             self._loaded[key] = document
         return self._loaded[key]
+
+    def _sizes(self) -> dict[str, int | None]:
+        return {name: source.rows for name, source in self.data.sources.items()}
 
 
 def _cut(document: Document, start: int, stop: int) -> Document:

@@ -10,6 +10,7 @@ from retort.data.chat import Conversation, Turn, ask
 from retort.data.columns import chat_columns, text_columns
 from retort.data.files import file_rows
 from retort.data.rows import ListedRows, Row, Source
+from retort.data.sampled import sampled
 from retort.recipe import Arithmetic, Chat, Jsonl, Sampled, Text, Worked
 from retort.recipe import Source as SourceSpec
 
@@ -39,7 +40,7 @@ def open_source(data: SourceSpec, seed: int) -> Source:
                 raise ValueError(f"{data.path}: a text file has no conversations; use kind: text")
             return file_rows(data, *chat_columns(data), seed)
         case Sampled():
-            raise NotImplementedError
+            return sampled(data, seed)
 
 
 @dataclass(frozen=True)

@@ -121,18 +121,20 @@ def prepare(recipe: DistillRecipe, processes: int = 1) -> Job:
     teacher, costs = None, dict[int, float]()
     if recipe.teacher is not None:
         teacher = weights.load(recipe.teacher, torch.float32)
-    tokenizer = _tokenizer(recipe)
     match recipe.student:
         case Transplanted() as spec:
             assert teacher is not None
+            tokenizer = _tokenizer(recipe)
             source = _open_source_model(recipe, spec, teacher, tokenizer)
             costs = _costs(recipe, spec, source, tokenizer)
             torch.manual_seed(recipe.seed)  # whether or not layers were measured just now
             student = _transplanted(spec, source, costs)
         case Fresh() as spec:
+            tokenizer = _tokenizer(recipe)
             student = _fresh_student(spec, tokenizer)
         case Continued() as spec:
             student = weights.load(spec.folder, torch.float32)
+            tokenizer = _tokenizer(recipe)
             if recipe.teacher is not None:
                 teacher_tokenizer = load_tokenizer(recipe.teacher)
                 check_same_tokenizer(teacher_tokenizer, tokenizer, spec.folder)
