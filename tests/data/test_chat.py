@@ -10,13 +10,20 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from retort.data.chat import (
+    JOINED,
     PINNED_DATE,
+    REFUSED,
+    REWRITTEN,
+    Document,
+    Fault,
+    Turn,
     ask,
     check_same_tokenizer,
+    conversation_document,
     load_tokenizer,
     prompt_ids,
+    text_document,
     train_tokenizer,
-    worked_document,
 )
 
 TEXTS = ["Ada has 12 apples. Ben has 30 more apples than Ada.", "That is 12 + 30 = 42 apples."]
@@ -95,6 +102,32 @@ def test_there_and_back(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> N
 # ---------------------------------------------------------------- prompts and answers
 
 
+def conversed(tokenizer: PreTrainedTokenizerFast, *turns: str) -> Document | Fault:
+    """Turns of a user and an assistant, one after the other."""
+    roles = ["user", "assistant"] * len(turns)
+    found = tuple(Turn(role, text) for role, text in zip(roles, turns, strict=False))
+    return conversation_document(tokenizer, found)
+
+
+def answered(tokenizer: PreTrainedTokenizerFast, question: str, answer: str) -> Document:
+    document = conversed(tokenizer, question, answer)
+    assert isinstance(document, Document)
+    return document
+
+
+def learnt(tokenizer: PreTrainedTokenizerFast, document: Document | Fault) -> str:
+    """What is to be learnt of a document, with a bar between two stretches of it."""
+    assert isinstance(document, Document)
+    assert document.learn is not None
+    stretches = [""]
+    for id, learn in zip(document.ids, document.learn, strict=True):
+        if learn:
+            stretches[-1] += str(tokenizer.decode([id]))
+        elif stretches[-1]:
+            stretches.append("")
+    return "|".join(filter(None, stretches))
+
+
 def test_a_question_takes_its_place() -> None:
     assert ask("{x} {question} {}", "{why}?") == "{x} {why}? {}"
 
@@ -105,17 +138,16 @@ def test_the_answer_and_its_end_are_learnt(
 ) -> None:
     tokenizer.chat_template = template
     before = prompt_ids(tokenizer, TEXTS[0])
-    document = worked_document(tokenizer, TEXTS[0], TEXTS[1])
+    document = answered(tokenizer, TEXTS[0], TEXTS[1])
     assert document.learn is not None
     assert document.ids[: len(before)] == before
     assert document.learn == [False] * len(before) + [True] * (len(document.ids) - len(before))
-    learnt = [i for i, learn in zip(document.ids, document.learn, strict=True) if learn]
-    assert tokenizer.decode(learnt) == f"{TEXTS[1]}<|end|>"
+    assert learnt(tokenizer, document) == f"{TEXTS[1]}<|end|>"
     assert TEXTS[0] in tokenizer.decode(before)
 
 
 def test_our_template_word_for_word(tokenizer: PreTrainedTokenizerFast) -> None:
-    text = tokenizer.decode(worked_document(tokenizer, "1+1?", "2").ids)
+    text = tokenizer.decode(answered(tokenizer, "1+1?", "2").ids)
     assert text == "<|user|>1+1?<|end|><|assistant|>2<|end|>"
     assert tokenizer.decode(prompt_ids(tokenizer, "1+1?")) == "<|user|>1+1?<|end|><|assistant|>"
 
@@ -143,7 +175,85 @@ def test_a_template_that_opens_otherwise_than_it_writes(
 ) -> None:
     tokenizer.chat_template = ORIGINAL.replace("%}<|assistant|>{%", f"%}}{opening}{{%")
     with pytest.raises(ValueError, match="opens an answer differently"):
-        worked_document(tokenizer, TEXTS[0], TEXTS[1])
+        answered(tokenizer, TEXTS[0], TEXTS[1])
+
+
+# ---------------------------------------------------------------- longer conversations
+
+
+@pytest.mark.parametrize("template", [ORIGINAL, LLAMA], ids=["ours", "llama"])
+def test_all_answers_are_learnt(tokenizer: PreTrainedTokenizerFast, template: str) -> None:
+    """And no question, nor what comes before the first."""
+    tokenizer.chat_template = template
+    document = conversed(tokenizer, "1+1?", "2", "And 2+2?", "4.", "Thanks!")
+    assert learnt(tokenizer, document) == "2<|end|>|4.<|end|>"
+    turns = (Turn("system", "Be brief."), Turn("user", "1+1?"), Turn("assistant", "2"))
+    document = conversation_document(tokenizer, turns)
+    assert learnt(tokenizer, document) == "2<|end|>"
+    assert isinstance(document, Document)
+    assert "Be brief." in str(tokenizer.decode(document.ids))
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts=st.lists(st.text("ab1 \né", min_size=1, max_size=6), min_size=2, max_size=6))
+def test_each_prompt_is_what_a_model_is_asked_with(
+    trained: PreTrainedTokenizerFast, texts: list[str]
+) -> None:
+    """What is not learnt at the start is the prompt, token for token; and all is the rendering."""
+    trained.chat_template = ORIGINAL
+    document = conversed(trained, *texts)
+    assert isinstance(document, Document)
+    assert document.learn is not None
+    asked = document.ids[: document.learn.index(True)]
+    assert asked == prompt_ids(trained, texts[0])
+    answers = [f"{text}<|end|>" for text in texts[1::2]]
+    assert learnt(trained, document) == "|".join(answers)
+
+
+# Some models reason before they answer, and their templates leave it out of all turns but the last.
+FORGETFUL = ORIGINAL.replace(
+    "{{ message.content }}",
+    "{{ message.content if loop.last else message.content.split('</think>')[-1] }}",
+)
+STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+
+
+def test_rewritten_turns_are_a_fault(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = FORGETFUL
+    thought = "a</think>2"
+    assert conversed(tokenizer, "1+1?", thought, "And 2+2?", "4") == REWRITTEN
+    document = conversed(tokenizer, "1+1?", thought)
+    assert learnt(tokenizer, document) == f"{thought}<|end|>"
+
+
+def test_what_a_template_refuses_is_a_fault(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = STRICT + ORIGINAL
+    turns = (Turn("system", "x"), Turn("user", "1+1?"), Turn("assistant", "2"))
+    assert conversation_document(tokenizer, turns) == REFUSED
+    assert isinstance(conversation_document(tokenizer, turns[1:]), Document)
+
+
+def test_a_token_of_prompt_and_answer_is_a_fault(tokenizer: PreTrainedTokenizerFast) -> None:
+    """It would be asked with one token and learnt with another."""
+    merged = train_tokenizer(["apples apples apples"] * 3, 300)
+    merged.chat_template = ORIGINAL.replace("%}<|assistant|>{%", "%}<|assistant|>app{%").replace(
+        "{{ message.content }}",
+        "{{ 'app' if message.role == 'assistant' }}{{ message.content }}",
+    )
+    assert conversed(merged, "1+1?", "les") == JOINED
+    assert isinstance(conversed(merged, "1+1?", " two"), Document)
+
+
+def test_conversations_need_a_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        conversed(tokenizer, "1+1?", "2", "And 2+2?", "4")
+
+
+def test_a_text_and_its_end(tokenizer: PreTrainedTokenizerFast) -> None:
+    document = text_document(tokenizer, TEXTS[0])
+    assert tokenizer.decode(document.ids) == f"{TEXTS[0]}<|end|>"
+    assert document.learn is None
 
 
 # ---------------------------------------------------------------- mistakes

@@ -93,27 +93,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """A user's turn and the opening of the answer; plain text for a model without a template."""
     if tokenizer.chat_template is None:
         return tokenizer.encode(text)
-    turns = [{"role": "user", "content": text}]
-    return _render(tokenizer, turns, open_answer=True)
-
-
-def worked_document(tokenizer: PreTrainedTokenizerBase, text: str, solution: str) -> Document:
-    """A user's turn and its answer, of which the answer and its end are learnt.
-
-    Raises ValueError for a template that does not begin a finished turn as it opens one.
-    """
-    before = prompt_ids(tokenizer, text)
-    if tokenizer.chat_template is None:
-        eos = tokenizer.eos_token_id
-        after = tokenizer.encode(solution, add_special_tokens=False) + (
-            [] if eos is None else [eos]
-        )
-        return Document(before + after, [False] * len(before) + [True] * len(after))
-    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": solution}]
-    ids = _render(tokenizer, turns, open_answer=False)
-    if ids[: len(before)] != before:
-        raise ValueError("the chat template opens an answer differently from how it writes one")
-    return Document(ids, [False] * len(before) + [True] * (len(ids) - len(before)))
+    written = _written(tokenizer, (Turn("user", text),), open_answer=True)
+    return tokenizer.encode(written, add_special_tokens=False)
 
 
 def text_document(tokenizer: PreTrainedTokenizerBase, text: str) -> Document:
@@ -197,15 +178,6 @@ def _written(
     )
     assert isinstance(text, str)
     return text
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], open_answer: bool
-) -> list[int]:
-    text = tokenizer.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=open_answer, date_string=PINNED_DATE
-    )
-    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -138,3 +138,20 @@ def _mamba1(mixer: Mamba1Config, length: int, size: int) -> float:
     scanned = _FLOAT32 * (6 + casts) * mixer.inner
     states = _FLOAT32 * mixer.state_channels * -(-length // min(mixer.chunk_size, length)) / length
     return size * (_projected1(mixer) + mixer.inner) + convolved + scanned + states
+
+
+def matrices(config: DecoderConfig, length: int, size: int) -> float:
+    """What the mixing matrices of a Mamba-2 layer keep: decays, scores, and what is compared, a
+    number for each head and other token; with step sizes their product too.
+    """
+    assert isinstance(config.mixer, Mamba2Config | DiscreteMamba2Config)
+    mixer, float32 = config.mixer, size == _FLOAT32
+    kept = norm(config, size) + _convolution(mixer, size) + _FLOAT32 * mixer.conv_channels
+    match mixer:
+        case Mamba2Config():
+            kept += size * mixer.conv_channels + 2 * _FLOAT32 * mixer.heads
+            squares = 4
+        case DiscreteMamba2Config():
+            kept += _FLOAT32 * (_projected(mixer) if float32 else mixer.heads)
+            squares = 3
+    return kept + length * (squares * _FLOAT32 * mixer.heads + 1)
