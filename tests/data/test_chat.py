@@ -119,13 +119,13 @@ def learnt(tokenizer: PreTrainedTokenizerFast, document: Document | Fault) -> st
     """What is to be learnt of a document, with a bar between two stretches of it."""
     assert isinstance(document, Document)
     assert document.learn is not None
-    stretches = [""]
+    stretches: list[list[int]] = [[]]
     for id, learn in zip(document.ids, document.learn, strict=True):
         if learn:
-            stretches[-1] += str(tokenizer.decode([id]))
+            stretches[-1].append(id)
         elif stretches[-1]:
-            stretches.append("")
-    return "|".join(filter(None, stretches))
+            stretches.append([])
+    return "|".join(str(tokenizer.decode(ids)) for ids in stretches if ids)
 
 
 def test_a_question_takes_its_place() -> None:

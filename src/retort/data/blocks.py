@@ -161,15 +161,17 @@ def line_blocks(file: File, columns: Sequence[str]) -> list[Block]:
     """
     with file.system.open(file.path) as opened:
         blocks: list[Block] = list(_blocks_of(file, opened))
+    says_something = False
     for block in blocks:
         found = block.load(columns)
-        objects = [found(i).values for i in range(block.rows)]
-        keys = [list(each) for each in objects if isinstance(each, dict)]
+        values = [found(i).values for i in range(block.rows)]
+        keys = [list(each) for each in values if isinstance(each, dict)]
         if keys:
             best = max(keys, key=lambda present: sum(column in present for column in columns))
             check_columns(file.path, columns, best)
-            break
-    return blocks
+            return blocks
+        says_something = says_something or any(each is not None for each in values)
+    return blocks if says_something else []
 
 
 def _blocks_of(file: File, opened: Iterator[bytes]) -> Iterator[Lines]:

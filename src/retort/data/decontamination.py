@@ -16,7 +16,7 @@ from retort.data.problems import Problem
 N = 13
 """Words in a row that two texts do not share by chance (as in arXiv 2005.14165, appendix C)."""
 
-WORD = re.compile(r"[^\W_]+")
+WORD = re.compile(r"[^\W\d_]+|\d+")
 
 QUESTION = "question"
 QUESTION_PART = f"{N} words of the question"

@@ -117,9 +117,10 @@ def memory(
     theirs = None if teacher is None else teacher.config
     tokens = micro_rows * stage.length
     seen = _activations(stage.objective, config, theirs, stage.length, tokens, setup)
+    head = _head(config, trained, setup)
     moments = [
-        *_forward(stage.objective, base, seen, config, theirs, tokens, setup),
-        _backward(base, seen, config, stage, tokens, trained, setup),
+        *_forward(stage.objective, base, seen, config, theirs, tokens, head, setup),
+        *_backward(base, seen, config, stage, tokens, head, trained, setup),
         _end(base, config, trained, setup),
     ]
     return max(moments, key=lambda moment: moment.total)
@@ -153,6 +154,7 @@ def _forward(
     config: DecoderConfig,
     teacher: DecoderConfig | None,
     tokens: int,
+    head: int,
     setup: Setup,
 ) -> Iterator[Memory]:
     """While the teacher reads what the student has read, and while a loss is made of both."""
@@ -162,10 +164,9 @@ def _forward(
         normed = _FLOAT32 * teacher.hidden_size
         yield replace(base, activations=seen + tokens * (block + normed))
     if isinstance(objective, Distill | Supervised):
-        # A chunk's gradient of the head, and those of the chunks before it.
-        head = 2 * setup.size * config.vocab_size * config.hidden_size
         logits = _FLOAT32 * _buffers(objective) * _chunk(config.vocab_size, tokens)
-        yield replace(base, activations=seen, logits=head + logits)
+        # A chunk's gradient of the head, and the sum of those before it.
+        yield replace(base, activations=seen, logits=logits + 2 * head)
 
 
 def _backward(
@@ -174,29 +175,47 @@ def _backward(
     config: DecoderConfig,
     stage: Stage,
     tokens: int,
+    head: int,
     trained: Sizes,
     setup: Setup,
-) -> Memory:
-    """While the last block's gradients are made: what it keeps is made again first, perhaps."""
-    kinds = set(_blocks(stage.objective, config))
-    block = max(activations.block(config, kind, stage.length, setup.size) for kind in kinds)
-    again = block if setup.recompute != "none" and _wrapped(stage.objective) else 0
+) -> Iterator[Memory]:
+    """While the gradients of the last block are made, and those of the first one, when nothing of
+    the others is left but their gradients. What a block keeps is made again first, perhaps.
+    """
+    again = max(
+        activations.block(config, kind, stage.length, setup.size)
+        - _kept(config, kind, stage.length, setup)
+        for kind in _blocks(stage.objective, config)
+    )
     wide = 2 * setup.size * config.intermediate_size  # the gradients of gate and up
-    end_to_end = isinstance(stage.objective, Distill | Supervised)
-    head = setup.size * config.vocab_size * config.hidden_size if end_to_end else 0
-    return replace(
+    working = int(tokens * (wide + again * _wrapped(stage.objective)))
+    coming = _on_its_way(trained.block, setup)
+    yield replace(
         base,
-        gradients=base.gradients + _on_its_way(trained.block, setup),
-        activations=seen + int(tokens * (again + wide)),
+        gradients=base.gradients + coming,
+        activations=seen + working,
+        logits=head,
+    )
+    yield replace(
+        base,
+        gradients=base.moments // 2 + coming,
+        activations=seen // len(_blocks(stage.objective, config)) + working,
         logits=head,
     )
 
 
 def _end(base: Memory, config: DecoderConfig, trained: Sizes, setup: Setup) -> Memory:
     """When the last gradients are reduced, those of the embedding; no activation is left."""
-    tied = config.vocab_size * config.hidden_size if config.tie_embeddings and trained.root else 0
-    coming = _on_its_way(trained.root, setup) + (setup.size * tied if setup.sharded else 0)
-    return replace(base, gradients=base.moments // 2 + coming)
+    # Of a table that is the head as well there are two gradients before there is one.
+    twice = _head(config, trained, setup) if config.tie_embeddings and setup.sharded else 0
+    gradients = base.moments // 2 + _on_its_way(trained.root, setup) + twice
+    return replace(base, gradients=gradients)
+
+
+def _head(config: DecoderConfig, trained: Sizes, setup: Setup) -> int:
+    """Bytes of the head's gradient as it is computed, if it is trained."""
+    numbers = config.vocab_size * config.hidden_size
+    return setup.size * numbers if trained.root >= numbers else 0
 
 
 def _on_its_way(numbers: int, setup: Setup) -> int:
