@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +35,8 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
+        if os.environ.get("RANK", "0") != "0":  # of the processes that torchrun starts, one speaks
+            raise SystemExit(2) from None
         console.fail(str(error))
     except OSError as error:
         console.fail(f"{error.filename or 'a file'}: {error.strerror or error}")
@@ -185,6 +188,23 @@ def inspect(
         console.print_table(table)
     if json:
         console.print_json_line(asdict(result))
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's .training folder.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
+    step: Annotated[int | None, typer.Option(min=0, help="A step that was kept.")] = None,
+    json: Json = False,
+) -> None:
+    """Write the student of a run's newest state, or of a step, as a model folder."""
+    from retort import console
+    from retort.train.export import export as write
+
+    state = write(run, out, step)
+    console.say(f"exported: {out}, from {state}")
+    if json:
+        console.print_json_line({"out": out, "state": state})
 
 
 @app.command()

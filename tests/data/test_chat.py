@@ -10,12 +10,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from retort.data.chat import (
-    JOINED,
     PINNED_DATE,
-    REFUSED,
-    REWRITTEN,
     Document,
-    Fault,
     Turn,
     ask,
     check_same_tokenizer,
@@ -25,6 +21,7 @@ from retort.data.chat import (
     text_document,
     train_tokenizer,
 )
+from retort.data.faults import JOINED, REFUSED, REWRITTEN, Fault
 
 TEXTS = ["Ada has 12 apples. Ben has 30 more apples than Ada.", "That is 12 + 30 = 42 apples."]
 

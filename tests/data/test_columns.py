@@ -4,17 +4,9 @@ from typing import Any
 
 import pytest
 
-from retort.data.blocks import NOT_TEXT
-from retort.data.chat import Conversation, Fault, Turn
-from retort.data.columns import (
-    EMPTY,
-    NO_ANSWER,
-    OTHER_ROLE,
-    WRONG_TYPE,
-    chat_columns,
-    conversation_of,
-    text_columns,
-)
+from retort.data.chat import Conversation, Turn
+from retort.data.columns import chat_columns, conversation_of, text_columns
+from retort.data.faults import EMPTY, NO_ANSWER, NOT_TEXT, OTHER_ROLE, WRONG_TYPE, Fault
 from retort.recipe import Chat, Text
 
 ASKED = (Turn("user", "1+1?"), Turn("assistant", "2"))

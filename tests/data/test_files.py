@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retort.data import blocks, files
-from retort.data.blocks import NO_OBJECT, NOT_JSON, NOT_TEXT
-from retort.data.chat import Fault
+from retort.data.faults import NO_OBJECT, NOT_JSON, NOT_TEXT, TOO_LONG, Fault
 from retort.data.files import KEPT, RUN_BYTES, RUN_ROWS, FileRows, file_rows
 from retort.data.rows import permutation, shuffled
 from retort.recipe import Text
@@ -262,6 +261,7 @@ def test_a_row_group_overwritten(tmp_path: Path) -> None:
         (b"[1, 2]", NO_OBJECT),
         (b"3", NO_OBJECT),
         (b"[" * 100_000, NOT_JSON),
+        (b'{"text": "' + b"a" * (16 << 20) + b'"}', TOO_LONG),
         (b"  ", None),
     ],
 )

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retort.data.chat import Document, Fault
+from retort.data.chat import Document
 from retort.data.decontamination import Match
+from retort.data.faults import Fault
 from retort.data.packing import LOOKAHEAD, Batch, Dropped, Rows, check
 from retort.data.rows import Row, shuffled
 

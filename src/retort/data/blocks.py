@@ -15,15 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
-from retort.data.chat import Fault
+from retort.data.faults import NO_OBJECT, NOT_JSON, NOT_TEXT, TOO_LONG, Fault
 
 LINES = 1024
 BYTES = 4 << 20
 """A block of lines ends after this many of them, or as soon as it has this many bytes."""
 
-NOT_TEXT = Fault("not valid UTF-8")
-NOT_JSON = Fault("not valid JSON")
-NO_OBJECT = Fault("not a JSON object")
+LONGEST_LINE = 16 << 20
+"""Bytes; a longer line is not even parsed."""
 
 
 class Record(NamedTuple):
@@ -186,8 +185,10 @@ def _blocks_of(file: File, opened: Iterator[bytes]) -> Iterator[Lines]:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | Fault | None:
-    if not line.strip():
+    if not line or line.isspace():
         return None
+    if len(line) > LONGEST_LINE:
+        return TOO_LONG
     try:
         values = json.loads(line.decode())
     except UnicodeDecodeError:
@@ -219,15 +220,6 @@ class WholeFile:
         return lambda position: Record(self.file.path, values)
 
 
-def whole_file(file: File, columns: Sequence[str]) -> list[Block]:
-    """The one block of a text file. Raises ValueError when more than a text is asked for."""
-    if len(columns) > 1:
-        raise ValueError(f"{file.path}: a text file has no columns such as {', '.join(columns)}")
-    return [WholeFile(file, columns[0], file.system.size(file.path))]
-
-
-READERS: dict[str, Callable[[File, Sequence[str]], list[Block]]] = {
-    "parquet": row_groups,
-    "jsonl": line_blocks,
-    "txt": whole_file,
-}
+def whole_file(file: File, column: str) -> Block:
+    """The one block of a text file."""
+    return WholeFile(file, column, file.system.size(file.path))

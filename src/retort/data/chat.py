@@ -11,6 +11,8 @@ from jinja2 import TemplateError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from retort.data.faults import JOINED, REFUSED, REWRITTEN, Fault
+
 # Llama's template writes today's date into the system prompt; a run must not depend on it.
 PINNED_DATE = "26 Jul 2024"
 
@@ -40,18 +42,6 @@ class Document:
 
     ids: list[int]
     learn: list[bool] | None = None
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Why a row of data is of no use, in the words under which such rows are counted."""
-
-    reason: str
-
-
-REFUSED = Fault("refused by the chat template")
-REWRITTEN = Fault("earlier turns rewritten by the chat template")
-JOINED = Fault("a token reaches from a prompt into its answer")
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from retort.data.blocks import NOT_TEXT
-from retort.data.chat import Conversation, Fault, Turn, ask
+from retort.data.chat import Conversation, Turn, ask
+from retort.data.faults import EMPTY, NO_ANSWER, NOT_TEXT, OTHER_ROLE, WRONG_TYPE, Fault
 from retort.data.rows import Content
 from retort.recipe import Chat, Text
-
-EMPTY = Fault("empty")
-WRONG_TYPE = Fault("wrong type")
-NO_ANSWER = Fault("no turn of the assistant")
-OTHER_ROLE = Fault("a role that is not system, user or assistant")
 
 ROLES = {
     "system": "system",
@@ -93,7 +88,7 @@ def text_of(value: Any) -> str | Fault:
         return EMPTY
     if not isinstance(value, str):
         return WRONG_TYPE
-    if not value.strip():
+    if not value or value.isspace():
         return EMPTY
     try:
         value.encode()

@@ -20,10 +20,10 @@ from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 
 from retort.data.blocks import Block, File, Record, line_blocks, row_groups, whole_file
-from retort.data.chat import Fault
+from retort.data.faults import Fault
 from retort.data.hub import hub_files
 from retort.data.rows import Content, Row, permutation
-from retort.recipe import Files
+from retort.recipe import Files, Text
 
 ENDINGS = ("parquet", "jsonl", "txt")
 THREADS = 16
@@ -48,7 +48,7 @@ def file_rows(data: Files, columns: Sequence[str], convert: Convert, seed: int) 
         assert data.hub is not None
         files = _files(hub_files(data.hub, data.subset, data.split))
     with ThreadPoolExecutor(THREADS) as pool:
-        blocks = list(pool.map(lambda file: _blocks(file, columns), files))
+        blocks = list(pool.map(lambda file: _blocks(file, data, columns), files))
     rows = FileRows([b for each in blocks for b in each if b.rows], tuple(columns), convert, seed)
     if not rows.rows:
         raise ValueError(f"{data.path or data.hub}: no rows in it")
@@ -85,14 +85,16 @@ def _files(addresses: Iterable[str]) -> list[File]:
     return files
 
 
-def _blocks(file: File, columns: Sequence[str]) -> list[Block]:
+def _blocks(file: File, data: Files, columns: Sequence[str]) -> list[Block]:
     match file.kind:
         case "parquet":
             return row_groups(file, columns)
         case "jsonl":
             return line_blocks(file, columns)
         case _:
-            return whole_file(file, columns)
+            if not isinstance(data, Text):
+                raise ValueError(f"{file.path}: a text file has no conversations; use kind: text")
+            return [whole_file(file, data.column)]
 
 
 @dataclass(frozen=True, eq=False)

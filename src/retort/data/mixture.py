@@ -8,8 +8,9 @@ from itertools import count
 
 from transformers import PreTrainedTokenizerBase
 
-from retort.data.chat import Document, Fault, conversation_document, text_document
+from retort.data.chat import Document, conversation_document, text_document
 from retort.data.decontamination import Known, Match
+from retort.data.faults import TOO_LONG, Fault
 from retort.data.problems import Problem
 from retort.data.rows import Row, Source
 from retort.data.sources import open_source, source_name
@@ -17,8 +18,6 @@ from retort.recipe import Data, Mixture, Part
 
 LONGEST = 1_000_000
 """Characters of the longest row that is taken; a longer one would fill hundreds of rows alone."""
-
-TOO_LONG = Fault("too long")
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,15 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from retort.data.chat import Document, Fault
-from retort.data.columns import EMPTY
+from retort.data.chat import Document
 from retort.data.decontamination import Match
-from retort.data.mixture import TOO_LONG, OpenData, next_source
+from retort.data.faults import EMPTY, REPEATED, TOO_LONG, Fault
+from retort.data.mixture import OpenData, next_source
 from retort.data.rows import Row
 
 LOOKAHEAD = 32
 PATIENCE = 1000
 PADDING = -1
-
-REPEATED = Fault("repeats an evaluation problem")
 
 
 class Batch(NamedTuple):

@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from retort.data.chat import Conversation, Fault
+from retort.data.chat import Conversation
+from retort.data.faults import Fault
 
 Content = str | Conversation | Fault
 

@@ -36,8 +36,6 @@ def open_source(data: SourceSpec, seed: int) -> Source:
         case Text():
             return file_rows(data, *text_columns(data), seed)
         case Chat():
-            if data.path is not None and data.path.suffix.lower() == ".txt":
-                raise ValueError(f"{data.path}: a text file has no conversations; use kind: text")
             return file_rows(data, *chat_columns(data), seed)
         case Sampled():
             return sampled(data, seed)

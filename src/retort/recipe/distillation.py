@@ -127,6 +127,11 @@ class DistillRecipe(Frozen):
     trackers: tuple[Tracker, ...] = ()
     planning: Planning = Planning()
 
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = [stage.name for stage in self.stages]

@@ -1,24 +1,13 @@
-"""One self-contained HTML page of the curves.
+"""One self-contained HTML page of the curves; what others wrote is escaped."""
 
-The page loads nothing: its Content-Security-Policy allows no request, and no script but the one
-written here, by hash. What a model, a data set or a user wrote is escaped on top of that.
-"""
-
-import base64
-import hashlib
 import json
 from collections.abc import Iterator
 from html import escape
-from importlib.resources import files
-from string import Template
-from typing import Any
-
-import altair as alt
-import vl_convert
 
 from retort.console import format_count
 from retort.report import plots
 from retort.report.curves import Curves, Example, ModelCurve, Shown
+from retort.report.frame import cell, charts, foldable, page, row, section, spec, table
 from retort.report.metrics import Estimate
 from retort.report.wording import (
     THIN,
@@ -46,57 +35,15 @@ METHOD = (
 
 def render(curves: Curves) -> str:
     """The page as HTML text."""
-    script = vl_convert.javascript_bundle(_asset("page.js"), _vega_lite_version())
-    assert "</script" not in script.lower()
-    return Template(_asset("page.html")).substitute(
-        policy=_policy(script),
-        title=escape(f"Retort report: {_title(curves)}"),
-        style=_asset("page.css"),
-        body="\n".join(_body(curves)),
-        figures=_script_json(_figures(curves)),
-        script=script,
-    )
-
-
-def _asset(name: str) -> str:
-    return (files("retort.report") / "assets" / name).read_text(encoding="utf-8")
-
-
-def _vega_lite_version() -> str:
-    """The one that Altair writes charts for, as `6.4`."""
-    return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-
-
-def _policy(script: str) -> str:
-    """No request, one script; the figures' tooltips bring a <style> element, hence the unsafe."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def _script_json(value: object) -> str:
-    """JSON that stays inside its script element whatever the strings are."""
-    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
-
-
-def _figures(curves: Curves) -> dict[str, Any]:
-    return {
-        "specs": {
-            f"{measure}-{axis}": _spec(curves, measure, axis)
-            for measure in plots.MEASURES
-            for axis in plots.AXES
-        },
-        "light": plots.style(dark=False, background="transparent"),
-        "dark": plots.style(dark=True, background="transparent"),
-        "nameWidth": plots.name_width(curves),
+    specs = {
+        f"{measure}-{axis}": spec(plots.panel(curves, measure, axis))
+        for measure in plots.MEASURES
+        for axis in plots.AXES
     }
-
-
-def _spec(curves: Curves, measure: plots.Measure, axis: plots.Axis) -> dict[str, Any]:
-    chart = plots.panel(curves, measure, axis).properties(width="container", height=250)
-    return {key: value for key, value in chart.to_dict().items() if key != "config"}
+    title = f"Retort report: {_title(curves)}"
+    return page(
+        title, _body(curves), specs, plots.name_width(model.name for model in curves.models)
+    )
 
 
 # Sections
@@ -104,19 +51,15 @@ def _spec(curves: Curves, measure: plots.Measure, axis: plots.Axis) -> dict[str,
 
 def _body(curves: Curves) -> Iterator[str]:
     yield _header(curves)
-    yield _section("Summary", _summary(curves))
+    yield section("Summary", _summary(curves))
     for measure, title in plots.MEASURES.items():
-        yield _section(title, _charts(measure))
-    yield _section("Lengths and failures", _failures(curves))
-    yield _section("Examples", "".join(map(_example, curves.examples)))
-    yield _section("How it was run", "".join(map(_facts, curves.models)))
-    yield _section("Method", "".join(f"<p>{escape(sentence)}</p>" for sentence in METHOD))
+        yield section(title, _charts(measure))
+    yield section("Lengths and failures", _failures(curves))
+    yield section("Examples", "".join(map(_example, curves.examples)))
+    yield section("How it was run", "".join(map(_facts, curves.models)))
+    yield section("Method", "".join(f"<p>{escape(sentence)}</p>" for sentence in METHOD))
     made = f"Retort {curves.retort}, grader {curves.grader}, {curves.created}"
     yield f"<footer>{escape(made)}</footer>"
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{content}</section>"
 
 
 def _title(curves: Curves) -> str:
@@ -137,9 +80,8 @@ def _header(curves: Curves) -> str:
 
 
 def _charts(measure: plots.Measure) -> str:
-    places = (f'<div class="chart" id="{measure}-{axis}"></div>' for axis in plots.AXES)
     meaning = f"The {plots.MEANING[measure]}, against time and against k."
-    return f'<p class="note">{meaning}</p><div class="figures">{"".join(places)}</div>'
+    return f'<p class="note">{meaning}</p>{charts(f"{measure}-{axis}" for axis in plots.AXES)}'
 
 
 def _summary(curves: Curves) -> str:
@@ -153,29 +95,29 @@ def _summary(curves: Curves) -> str:
         f'<th rowspan="2">Tokens/s</th><th rowspan="2">Time per problem,<br>k = {ks[-1]}</th></tr>'
         f"<tr>{numbers}</tr>"
     )
-    return _table(head, (_summary_row(model, ks) for model in curves.models))
+    return table(head, (_summary_row(model, ks) for model in curves.models))
 
 
 def _summary_row(model: ModelCurve, ks: list[int]) -> str:
     points = {point.k: point for point in model.points}
     cells = [
-        _cell("Parameters", format_count(model.parameters)),
+        cell("Parameters", format_count(model.parameters)),
         *(_estimate_cell(f"Coverage, k = {k}", points[k].coverage) for k in ks),
         *(_estimate_cell(f"Majority vote, k = {k}", points[k].majority) for k in ks),
-        _cell("Tokens/s", format_count(model.tokens_per_second)),
-        _cell(f"Time per problem, k = {ks[-1]}", seconds(points[ks[-1]].seconds)),
+        cell("Tokens/s", format_count(model.tokens_per_second)),
+        cell(f"Time per problem, k = {ks[-1]}", seconds(points[ks[-1]].seconds)),
     ]
-    return _row(model.name, cells)
+    return row(model.name, cells)
 
 
 def _failures(curves: Curves) -> str:
     titles = _failure_values(curves.models[0])
     head = "".join(f"<th>{title}</th>" for title in ("Model", *titles))
     rows = (
-        _row(model.name, [_cell(*each) for each in _failure_values(model).items()])
+        row(model.name, [cell(*each) for each in _failure_values(model).items()])
         for model in curves.models
     )
-    return _table(f"<tr>{head}</tr>", rows)
+    return table(f"<tr>{head}</tr>", rows)
 
 
 def _failure_values(model: ModelCurve) -> dict[str, str]:
@@ -185,18 +127,6 @@ def _failure_values(model: ModelCurve) -> dict[str, str]:
         "No answer found": f"{percent(model.unanswered)}{THIN}%",
         "Repeats of another text": f"{percent(model.duplicates)}{THIN}%",
     }
-
-
-def _table(head: str, rows: Iterator[str]) -> str:
-    return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
-
-
-def _row(name: str, cells: list[str]) -> str:
-    return f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>'
-
-
-def _cell(label: str, value: str) -> str:
-    return f'<td data-label="{escape(label)}">{escape(value)}</td>'
 
 
 def _estimate_cell(label: str, estimate: Estimate) -> str:
@@ -221,18 +151,11 @@ def _completion(shown: Shown) -> str:
         f'<b>{escape(shown.name)}</b>: <span class="{verdict}">{verdict}</span> '
         f'<span class="note">({escape(found)}, {shown.token_count} tokens{end})</span>'
     )
-    return _foldable(summary, shown.text)
+    return foldable(summary, shown.text)
 
 
 def _facts(model: ModelCurve) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in model.versions.items())
     facts = f"{model.device}, {model.slots} slots, {versions}"
     summary = f'<b>{escape(model.name)}</b> <span class="note">{escape(facts)}</span>'
-    return _foldable(summary, json.dumps(model.recipe, indent=2, ensure_ascii=False))
-
-
-def _foldable(summary: str, text: str) -> str:
-    return (
-        f"<details><summary>{summary}</summary>"
-        f'<div class="text" tabindex="0">{escape(text)}</div></details>'
-    )
+    return foldable(summary, json.dumps(model.recipe, indent=2, ensure_ascii=False))

@@ -1,6 +1,6 @@
 """Charts of the curves in Altair: one description gives PNG, SVG and the page's live figures."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import ceil, floor, log10
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ def figure(curves: Curves, measure: Measure) -> alt.HConcatChart:
     """One measure against seconds and against k, side by side, with a title: for publishing."""
     panels = (panel(curves, measure, axis).properties(width=380, height=330) for axis in AXES)
     title = alt.TitleParams(f"{MEASURES[measure]}: {MEANING[measure]}", subtitle=_subtitle(curves))
-    columns = max(1, 800 // name_width(curves))
+    columns = max(1, 800 // name_width(model.name for model in curves.models))
     config = style(dark=False, background="#ffffff", legend_columns=columns)
     return alt.hconcat(*panels, spacing=36).properties(title=title).configure(**config)
 
@@ -118,9 +118,9 @@ def _subtitle(curves: Curves) -> str:
     return f"{problems}, bands are 95{THIN}% intervals, measured on {', '.join(devices)}"
 
 
-def name_width(curves: Curves) -> int:
+def name_width(names: Iterable[str]) -> int:
     """Pixels that the legend's longest entry takes, about: its letters, its symbol and a gap."""
-    return 8 * min(max(len(model.name) for model in curves.models), LONGEST_NAME) + 40
+    return 8 * min(max(map(len, names)), LONGEST_NAME) + 40
 
 
 def style(dark: bool, background: str, legend_columns: int = 1) -> dict[str, Any]:

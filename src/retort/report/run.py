@@ -1,4 +1,6 @@
-"""`retort report`: from run folders to curves.json, report.html and the figures."""
+"""`retort report`: from run folders to curves.json, report.html and the figures; from training
+folders to training.json, training.html and theirs.
+"""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -11,10 +13,12 @@ from retort.report.curves import Curves, ModelCurve, Point, build
 from retort.report.examples import examples
 from retort.report.metrics import Estimate
 from retort.report.tally import check_comparable, common_version, tally
+from retort.report.training import Training, read_trainings, to_json
 from retort.store import Run
 from retort.tables import write_aside
 
 if TYPE_CHECKING:
+    from altair.vegalite.v6.api import TopLevelMixin
     from rich.table import Table
     from rich.text import Text
 
@@ -45,18 +49,45 @@ def report(runs: Sequence[Path], out: Path, k: Sequence[int] | None = None) -> C
     return curves
 
 
+def report_training(folders: Sequence[Path], out: Path) -> tuple[Training, ...]:
+    """Draw the curves of training folders over one another, into `out`, and return their data.
+
+    Writes training.json, training.html, training.png and training.svg; each appears whole or not
+    at all. A run that is still going on is drawn as far as it has come.
+
+    Raises ValueError for a folder that is no training folder or holds no step yet, for damaged
+    files, and for folders that cannot be told apart.
+    """
+    trainings = read_trainings([Path(folder) for folder in folders])
+    Path(out).mkdir(parents=True, exist_ok=True)
+    for name, content in _training_files(trainings):
+        write_aside(Path(out) / name, content)
+    return trainings
+
+
 def _files(curves: Curves) -> Iterator[tuple[str, bytes]]:
     from retort.report import page, plots  # Altair is slow to import, and only writing needs it
 
     yield "curves.json", curves.to_json().encode()
     yield "report.html", page.render(curves).encode()
     for measure in plots.MEASURES:
-        chart = plots.figure(curves, measure)
-        svg, png = io.StringIO(), io.BytesIO()
-        chart.save(svg, format="svg")
-        chart.save(png, format="png", scale_factor=PIXELS_PER_POINT)
-        yield f"{measure}.svg", svg.getvalue().encode()
-        yield f"{measure}.png", png.getvalue()
+        yield from _pictures(measure, plots.figure(curves, measure))
+
+
+def _training_files(trainings: Sequence[Training]) -> Iterator[tuple[str, bytes]]:
+    from retort.report import training_page, training_plots
+
+    yield "training.json", to_json(trainings).encode()
+    yield "training.html", training_page.render(trainings).encode()
+    yield from _pictures("training", training_plots.figure(trainings))
+
+
+def _pictures(name: str, chart: "TopLevelMixin") -> Iterator[tuple[str, bytes]]:
+    svg, png = io.StringIO(), io.BytesIO()
+    chart.save(svg, format="svg")
+    chart.save(png, format="png", scale_factor=PIXELS_PER_POINT)
+    yield f"{name}.svg", svg.getvalue().encode()
+    yield f"{name}.png", png.getvalue()
 
 
 def summary_table(curves: Curves, ks: Sequence[int] = (1, 8, 32)) -> "Table":

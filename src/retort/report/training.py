@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import numbers
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,10 @@ SUFFIX = ".training"
 PARTS = ("kl", "ce")
 """What a loss may be made of, besides layers."""
 
+KINDS = ("skipped", "spike")
+"""What a step can be marked as: not finite and so not taken, or with a loss far above the others.
+"""
+
 STEP_FIELDS = ("lr", "gradient_norm", "tokens_per_second", "mfu", "memory_gib")
 LAYER = re.compile(r"layer_(\d{1,4})")
 
@@ -34,6 +37,9 @@ POINTS = 240
 LAYER_POINTS = 80
 MARKS = 100
 """The most steps of a stage that are marked as skipped or as spikes, the first ones."""
+
+LARGEST = 1e300
+"""Numbers beyond it, which JSON may hold, are not those of a training."""
 
 Floats = NDArray[np.float64]
 
@@ -50,7 +56,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Mark:
-    """A step that was skipped since it was not finite, or whose loss was a spike."""
+    """A step that went wrong, and how: one of `KINDS`."""
 
     step: int
     tokens: float
@@ -121,9 +127,7 @@ def read_trainings(folders: Sequence[Path]) -> tuple[Training, ...]:
     Raises ValueError for a folder that is none or holds no step yet, for a damaged file, and for
     folders that cannot be told apart.
     """
-    return tuple(
-        _read(folder, name) for folder, name in zip(folders, _names(folders), strict=True)
-    )
+    return tuple(_read(folder, name) for folder, name in zip(folders, _names(folders), strict=True))
 
 
 def to_json(trainings: Sequence[Training]) -> str:
@@ -149,15 +153,14 @@ def _read(folder: Path, name: str) -> Training:
         if not (folder / file).is_file():
             raise ValueError(f"{folder}: no training folder ({file} is missing)")
     recipe = _recipe(folder / RECIPE)
-    reading = _Reading(str(folder / METRICS))
-    for record in iterate_metrics(folder / METRICS):
+    reading = _Reading(folder / METRICS)
+    for record in iterate_metrics(reading.path):
         reading.take(record)
     if not reading.stages:
-        raise ValueError(f"{folder / METRICS}: no step in it yet")
-    stages = tuple(stage.reduced() for stage in reading.stages)
+        raise ValueError(f"{reading.path}: no step in it yet")
     return Training(
         name=name,
-        stages=stages,
+        stages=tuple(stage.reduced() for stage in reading.stages),
         evaluations=tuple(reading.evaluations),
         steps=reading.step,
         tokens=reading.tokens,
@@ -180,7 +183,7 @@ def _recipe(path: Path) -> dict[str, Any]:
 class _Reading:
     """A metrics file while it is read, a record at a time."""
 
-    path: str
+    path: Path
     stages: list[_Stage] = field(default_factory=list)
     evaluations: list[Evaluated] = field(default_factory=list)
     step: int = 0
@@ -192,9 +195,8 @@ class _Reading:
         if isinstance(found := record.get("evaluation"), Mapping):
             values = {str(key): self._number(found, key) for key in found}
             finite = {key: _short(value) for key, value in values.items() if math.isfinite(value)}
-            step = self._number(record, "step")
             stage = str(record.get("stage", ""))
-            self.evaluations.append(Evaluated(int(step), self.tokens, stage, finite))
+            self.evaluations.append(Evaluated(self.step, self.tokens, stage, finite))
         elif "loss" in record:
             self._take_step(record)
 
@@ -207,8 +209,8 @@ class _Reading:
             self.stages.append(_Stage(name, self.tokens))
         fields = ("loss", *PARTS, *STEP_FIELDS, *filter(LAYER.fullmatch, record))
         values = {key: self._number(record, key) for key in fields if key in record}
-        flags = {kind: self._number(record, key) == 1 for key, kind in _KINDS.items()}
-        self.stages[-1].take(int(step), tokens, values, flags)
+        kinds = [kind for kind in KINDS if self._number(record, kind) == 1]
+        self.stages[-1].take(int(step), tokens, values, kinds)
         if isinstance(data := record.get("data"), Mapping):
             self.stages[-1].data = {str(key): self._number(data, key) for key in data}
         seconds = self._number(record, "seconds")
@@ -220,13 +222,9 @@ class _Reading:
         value = record.get(key)
         if value is None:
             return math.nan
-        if not isinstance(value, numbers.Real) or abs(value) > _LARGEST:
+        if not isinstance(value, int | float) or abs(value) > LARGEST:
             raise ValueError(f"{self.path}: {key} is {str(value)[:40]!r}, which is no number")
         return float(value)
-
-
-_KINDS = {"skipped": "skipped", "spike": "spike"}
-_LARGEST = 1e300
 
 
 @dataclass
@@ -235,23 +233,22 @@ class _Stage:
 
     name: str
     start: float
-    steps: array[int] = field(default_factory=lambda: array("q"))
     tokens: array[float] = field(default_factory=lambda: array("d"))
     columns: dict[str, array[float]] = field(default_factory=dict)
     marks: list[Mark] = field(default_factory=list)
     data: dict[str, float] = field(default_factory=dict)
 
     def take(
-        self, step: int, tokens: float, values: Mapping[str, float], flags: Mapping[str, bool]
+        self, step: int, tokens: float, values: Mapping[str, float], kinds: Sequence[str]
     ) -> None:
-        """Adds a step."""
-        for key in values.keys() - self.columns.keys():
-            self.columns[key] = array("d", [math.nan]) * len(self.steps)
-        self.steps.append(step)
+        """Adds a step, and what was wrong with it."""
+        for key in values:
+            if key not in self.columns:
+                self.columns[key] = array("d", [math.nan]) * len(self.tokens)
         self.tokens.append(tokens)
         for key, column in self.columns.items():
             column.append(values.get(key, math.nan))
-        self.marks += [Mark(step, tokens, kind) for kind, flag in flags.items() if flag]
+        self.marks += [Mark(step, tokens, kind) for kind in kinds]
 
     def reduced(self) -> StageCurves:
         """The stage as a figure shows it."""
@@ -263,7 +260,7 @@ class _Stage:
         kinds = Counter(mark.kind for mark in self.marks)
         return StageCurves(
             name=self.name,
-            steps=len(self.steps),
+            steps=len(self.tokens),
             start=self.start,
             end=self.tokens[-1],
             curves={key: curve for key, curve in curves.items() if curve.tokens},
@@ -301,6 +298,10 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def sections(trainings: Sequence[Training]) -> Iterator[str]:
-    """Names of all stages, in the order in which they come."""
-    yield from dict.fromkeys(stage.name for each in trainings for stage in each.stages)
+def stage_names(trainings: Sequence[Training]) -> list[str]:
+    """Names of the stages of all runs, each as far down as in the run where it comes latest."""
+    latest: dict[str, int] = {}
+    for training in trainings:
+        for i, stage in enumerate(training.stages):
+            latest[stage.name] = max(i, latest.get(stage.name, 0))
+    return sorted(latest, key=lambda name: latest[name])

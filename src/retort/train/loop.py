@@ -10,32 +10,41 @@ from __future__ import annotations
 import shutil
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from torch import Tensor
-
 from retort import console
 from retort.data.mixture import open_data
-from retort.data.packing import Rows
+from retort.data.packing import Batch, Rows
+from retort.metrics import MetricsLog
 from retort.model.decoder import Decoder
-from retort.recipe import DistillRecipe, Stage
+from retort.recipe import Distill, DistillRecipe, Stage
+from retort.trackers import Sink, open_trackers
 from retort.train import checkpoint, export, importance
 from retort.train.checkpoint import Checkpoints
+from retort.train.evaluation import Answers, evaluate_by_generation
+from retort.train.on_policy import is_on_policy, on_policy_batch
 from retort.train.parallel import (
     Trained,
     World,
+    compute_dtype,
     note_trained,
     open_world,
     spread_student,
     spread_teacher,
+    whole,
 )
 from retort.train.prepare import Job, finished, identity, prepare_all, work_folder
 from retort.train.state import Progress, State
 from retort.train.step import Stepper
+
+METRICS = "metrics.jsonl"
+DROPPED = "decontamination.jsonl"
+BEST = "best"
+"""The folder, among a run's files, of the student that has answered best so far."""
 
 
 def distill(recipe: DistillRecipe) -> Path:
@@ -55,11 +64,7 @@ def distill(recipe: DistillRecipe) -> Path:
         if world.main:
             _open_work(job, world)
         world.wait()
-        run = _Run.start(job, world)
-        with _stop_requests() as stop:
-            while run.state.progress.stage < len(recipe.stages):
-                run.stage(stop)
-        export.save(run.trained.student, recipe.out, job.tokenizer, world, recipe.parallel)
+        _train(job, world)
         if world.main:
             (work / "finished").touch()
         world.wait()
@@ -78,78 +83,20 @@ def _open_work(job: Job, world: World) -> None:
         importance.remember(work, identity(recipe), job.costs)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What all stages of a run share."""
-
-    recipe: DistillRecipe
-    job: Job
-    world: World
-    trained: Trained
-    teacher: Decoder | None
-    state: State
-    checkpoints: Checkpoints
-    log: console.MetricsLog | None
-
-    @classmethod
-    def start(cls, job: Job, world: World) -> _Run:
-        """Spreads the models over the processes and reads the newest state, if there is one."""
-        recipe = job.recipe
-        teacher = job.teacher and spread_teacher(job.teacher, world, recipe.parallel)
-        trained = spread_student(job.student, world, recipe.parallel)
-        state = _resumed(job, trained.student, world)
-        log = console.MetricsLog(job.work / "metrics.jsonl") if world.main else None
-        if log is not None:
-            log.truncate_after(state.progress.total(recipe))
+def _train(job: Job, world: World) -> None:
+    """Takes the stages that are left, and leaves the student."""
+    recipe = job.recipe
+    teacher = job.teacher and spread_teacher(job.teacher, world, recipe.parallel)
+    trained = spread_student(job.student, world, recipe.parallel)
+    state = _resumed(job, trained.student, world)
+    with ExitStack() as stack:
+        stop = stack.enter_context(_stop_requests())
+        log = stack.enter_context(_open_log(job, state.progress)) if world.main else None
         kept = Checkpoints(job.work / checkpoint.FOLDER, recipe.checkpoints.keep, world)
-        return cls(recipe, job, world, trained, teacher, state, kept, log)
-
-    def stage(self, stop: list[int]) -> None:
-        """Takes the steps of the stage that the run is in, from the one that it has come to."""
-        progress, stage = self.state.progress, self.recipe.stages[self.state.progress.stage]
-        if self.state.optimizer is None:
-            self.state.begin(stage)
-        note_trained(self.trained)
-        data = open_data(stage.data, self.job.tokenizer, self.recipe.seed + progress.stage)
-        rows = Rows(data, stage.rows, stage.length, self.world.share(stage.rows), progress.data)
-        stepper = Stepper(
-            self.trained, self.teacher, self.state, stage, self.recipe.guard, self.world
-        )
-        bar = console.progress(stage.name, stage.steps, "steps", progress.step, self.world.main)
-        with bar as advance:
-            while progress.step < stage.steps:
-                record = stepper.take(rows.batch())
-                self._record(stage, record, rows)
-                advance(1, f"loss {record['loss']:.4g}, {record['tokens_per_second']:.0f} tokens/s")
-                self._keep(stage, rows, stop)
-        self.state.end()
-        self._save()
-        self.checkpoints.finish()
-
-    def _record(self, stage: Stage, record: dict[str, Any], rows: Rows) -> None:
-        """Logs a step, with the tokens of each source so far and what was of no use, by reason."""
-        data = {"data": self.world.counted(rows.tokens), "unused": self.world.counted(rows.skipped)}
-        if self.log is not None:
-            step = self.state.progress.total(self.recipe)
-            self.log.write({"step": step, "stage": stage.name, **record, **data})
-
-    def _keep(self, stage: Stage, rows: Rows, stop: list[int]) -> None:
-        """Saves the state where it is due, and ends the run where that was asked for."""
-        progress = self.state.progress
-        asked = int(self.world.largest(max(stop, default=0)))
-        due = progress.step % self.recipe.checkpoints.every == 0 and progress.step < stage.steps
-        self.checkpoints.poll()
-        if asked or due:
-            states = [state["rows"] for state in self.world.gather(rows.state())]
-            progress.data = {"rows": {key: each for state in states for key, each in state.items()}}
-            self._save()
-        if asked:
-            self.checkpoints.finish()
-            raise SystemExit(128 + asked)
-
-    def _save(self) -> None:
-        step = self.state.progress.total(self.recipe)
-        self.checkpoints.save(step, self.state.tensors(), self.state.values())
+        run = _Run(job, world, trained, teacher, state, kept, log, stop)
+        while state.progress.stage < len(recipe.stages):
+            run.stage()
+    export.save(trained.student, recipe.out, job.tokenizer, world, recipe.parallel)
 
 
 def _resumed(job: Job, student: Decoder, world: World) -> State:
@@ -160,14 +107,160 @@ def _resumed(job: Job, student: Decoder, world: World) -> State:
         return State(student, Progress())
     path, values = found
     state = State(student, Progress(**values))
-    if state.progress.data is not None:
+    if state.progress.data is not None:  # in the middle of a stage
         state.begin(job.recipe.stages[state.progress.stage])
-    tensors: dict[str, Tensor] = state.tensors()
-    checkpoint.read(path, tensors, world)
+    checkpoint.read(path, state.tensors(), world)
     state.restored()
     if world.main:
         console.say(f"continuing at step {state.progress.total(job.recipe)}")
     return state
+
+
+# ---------------------------------------------------------------- logs
+
+
+@dataclass(frozen=True)
+class _Log:
+    """Where records go: the run's own files, and trackers."""
+
+    metrics: MetricsLog
+    dropped: MetricsLog
+    trackers: Sink
+
+    def write(self, record: dict[str, Any]) -> None:
+        self.metrics.write(record)
+        self.trackers.write(record)
+
+
+@contextmanager
+def _open_log(job: Job, progress: Progress) -> Iterator[_Log]:
+    """The logs as they were at the step that the run goes on from."""
+    recipe, work = job.recipe, job.work
+    step = progress.total(recipe)
+    metrics, dropped = MetricsLog(work / METRICS), MetricsLog(work / DROPPED)
+    for file in (metrics, dropped):
+        file.truncate_after(step)
+    config = recipe.model_dump(mode="json")
+    with open_trackers(recipe.trackers, recipe.out.name, work, config, step) as sink:
+        yield _Log(metrics, dropped, sink)
+
+
+# ---------------------------------------------------------------- stages
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all stages of a run share."""
+
+    job: Job
+    world: World
+    trained: Trained
+    teacher: Decoder | None
+    state: State
+    checkpoints: Checkpoints
+    log: _Log | None
+    stop: list[int]
+
+    def stage(self) -> None:
+        """Takes the steps of the stage that the run is in, from the one that it has come to."""
+        recipe, progress = self.job.recipe, self.state.progress
+        stage = recipe.stages[progress.stage]
+        if self.state.optimizer is None:
+            self.state.begin(stage)
+        note_trained(self.trained)
+        rows = self._rows(stage)
+        stepper = Stepper(self.trained, self.teacher, self.state, stage, recipe.guard, self.world)
+        show = self.world.main
+        with console.progress(stage.name, stage.steps, "steps", progress.step, show) as advance:
+            while progress.step < stage.steps:
+                record = stepper.take(self._batch(stage, rows))
+                self._record(stage, record, rows)
+                advance(1, f"loss {record['loss']:.4g}, {record['tokens_per_second']:.0f} tokens/s")
+                self._evaluate(stage)
+                self._keep(stage, rows)
+        self.state.end()
+        self._save()
+        self.checkpoints.finish()
+
+    def _rows(self, stage: Stage) -> Rows:
+        job, progress = self.job, self.state.progress
+        data = open_data(stage.data, job.tokenizer, job.recipe.seed + progress.stage, job.against)
+        return Rows(data, stage.rows, stage.length, self.world.share(stage.rows), progress.data)
+
+    def _batch(self, stage: Stage, rows: Rows) -> Batch:
+        """This process's rows of the next step, with the student's own answers where asked for."""
+        batch, objective = rows.batch(), stage.objective
+        settings = objective.on_policy if isinstance(objective, Distill) else None
+        if settings is None or not is_on_policy(settings, self.state.progress.step):
+            return batch
+        step = self.state.progress.total(self.job.recipe)
+        return on_policy_batch(self._whole(), batch, settings, self.job.recipe.seed, step)
+
+    def _whole(self) -> Decoder:
+        dtype = compute_dtype(self.world.device, self.job.recipe.parallel)
+        return whole(self.trained.student, self.world, dtype)
+
+    def _record(self, stage: Stage, record: dict[str, Any], rows: Rows) -> None:
+        """Logs a step, with the tokens of each source so far and what was of no use, by reason."""
+        data = {"data": self.world.counted(rows.tokens), "unused": self.world.counted(rows.skipped)}
+        found = self.world.gather(rows.dropped()) if self.job.against else []
+        if self.log is not None:
+            head = {"step": self.state.progress.total(self.job.recipe), "stage": stage.name}
+            self.log.write(head | record | data)
+            for dropped in (each for process in found for each in process):
+                self.log.dropped.write(head | dropped._asdict())
+
+    # ------------------------------------------------------------ evaluation
+
+    def _evaluate(self, stage: Stage) -> None:
+        """Has the student answer where that is due; what was interrupted is not counted."""
+        settings, progress = self.job.recipe.evaluation, self.state.progress
+        total = progress.total(self.job.recipe)
+        if settings is None or (total % settings.every and total < self.job.recipe.steps):
+            return
+        answers = self._answers()
+        if not answers.complete:
+            return
+        if self.log is not None:
+            record = {"step": total, "stage": stage.name, "tokens": progress.tokens}
+            self.log.write(record | {"evaluation": answers.record()})
+        if progress.best is None or answers.accuracy > progress.best:
+            progress.best = answers.accuracy
+            if self.job.recipe.checkpoints.best:
+                self._export(self.job.work / BEST)
+
+    def _answers(self) -> Answers:
+        questions, world = self.job.questions, self.world
+        assert questions is not None
+        share = questions.share(world.rank, world.size)
+        found = evaluate_by_generation(
+            self._whole(), self.job.tokenizer, questions, share, lambda: bool(self.stop)
+        )
+        return Answers(*world.sum(astuple(found)))
+
+    def _export(self, folder: Path) -> None:
+        job = self.job
+        export.save(self.trained.student, folder, job.tokenizer, self.world, job.recipe.parallel)
+
+    # ------------------------------------------------------------ states
+
+    def _keep(self, stage: Stage, rows: Rows) -> None:
+        """Saves the state where it is due, and ends the run where that was asked for."""
+        progress = self.state.progress
+        asked = int(self.world.largest(max(self.stop, default=0)))
+        due = progress.step % self.job.recipe.checkpoints.every == 0 and progress.step < stage.steps
+        self.checkpoints.poll()
+        if asked or due:
+            states = [state["rows"] for state in self.world.gather(rows.state())]
+            progress.data = {"rows": {key: each for state in states for key, each in state.items()}}
+            self._save()
+        if asked:
+            self.checkpoints.finish()
+            raise SystemExit(128 + asked)
+
+    def _save(self) -> None:
+        step = self.state.progress.total(self.job.recipe)
+        self.checkpoints.save(step, self.state.tensors(), self.state.values())
 
 
 @contextmanager

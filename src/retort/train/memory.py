@@ -108,21 +108,13 @@ def memory(
         weights=_share(whole, setup),
         gradients=_share(trained, setup) if micro_batches > 1 else 0,
         moments=2 * _share(trained, setup),
-        gathered=_gathered(whole, setup),
+        gathered=_root(whole, setup),
         teacher=0 if teacher is None else _teacher(sizes(teacher), setup),
         activations=0,
         logits=0,
     )
-    config = student.config
-    theirs = None if teacher is None else teacher.config
-    tokens = micro_rows * stage.length
-    seen = _activations(stage.objective, config, theirs, stage.length, tokens, setup)
-    head = _head(config, trained, setup)
-    moments = [
-        *_forward(stage.objective, base, seen, config, theirs, tokens, head, setup),
-        *_backward(base, seen, config, stage, tokens, head, trained, setup),
-        _end(base, config, trained, setup),
-    ]
+    step = _Step(stage, micro_rows * stage.length, student.config, whole, trained, setup)
+    moments = step.moments(base, teacher)
     return max(moments, key=lambda moment: moment.total)
 
 
@@ -134,88 +126,112 @@ def _share(numbers: Sizes, setup: Setup) -> int:
     return _FLOAT32 * (-(-(numbers.total - numbers.rates) // setup.shard) + numbers.rates)
 
 
-def _gathered(numbers: Sizes, setup: Setup) -> int:
-    """What belongs to no block, and two blocks: one at work, and the next one."""
-    return setup.size * (numbers.root + 2 * numbers.block) if setup.sharded else 0
-
-
 def _teacher(numbers: Sizes, setup: Setup) -> int:
-    own = setup.size * -(-numbers.total // setup.shard)
-    return own + _gathered(numbers, setup)
+    """The teacher's part in the dtype of products, and what stays whole of it."""
+    return setup.size * -(-numbers.total // setup.shard) + _root(numbers, setup)
+
+
+def _root(numbers: Sizes, setup: Setup) -> int:
+    """What belongs to no block stays whole between the forward and the backward pass."""
+    return setup.size * numbers.root if setup.sharded else 0
+
+
+def _blocks_ahead(numbers: Sizes, setup: Setup) -> int:
+    """A block at work, and the next one, which is gathered meanwhile."""
+    return 2 * setup.size * numbers.block if setup.sharded else 0
 
 
 # ---------------------------------------------------------------- moments
 
 
-def _forward(
-    objective: Objective,
-    base: Memory,
-    seen: int,
-    config: DecoderConfig,
-    teacher: DecoderConfig | None,
-    tokens: int,
-    head: int,
-    setup: Setup,
-) -> Iterator[Memory]:
-    """While the teacher reads what the student has read, and while a loss is made of both."""
-    if teacher is not None:
-        # The widest part of a block: an MLP with the gate, its activation, and up.
-        block = setup.size * (3 * teacher.intermediate_size + 3 * teacher.hidden_size)
-        normed = _FLOAT32 * teacher.hidden_size
-        yield replace(base, activations=seen + tokens * (block + normed))
-    if isinstance(objective, Distill | Supervised):
-        logits = _FLOAT32 * _buffers(objective) * _chunk(config.vocab_size, tokens)
-        # A chunk's gradient of the head, and the sum of those before it.
-        yield replace(base, activations=seen, logits=logits + 2 * head)
+@dataclass(frozen=True)
+class _Step:
+    """What the moments of a step depend on; `tokens` are those of a micro-batch."""
 
+    stage: Stage
+    tokens: int
+    config: DecoderConfig
+    whole: Sizes
+    trained: Sizes
+    setup: Setup
 
-def _backward(
-    base: Memory,
-    seen: int,
-    config: DecoderConfig,
-    stage: Stage,
-    tokens: int,
-    head: int,
-    trained: Sizes,
-    setup: Setup,
-) -> Iterator[Memory]:
-    """While the gradients of the last block are made, and those of the first one, when nothing of
-    the others is left but their gradients. What a block keeps is made again first, perhaps.
-    """
-    again = max(
-        activations.block(config, kind, stage.length, setup.size)
-        - _kept(config, kind, stage.length, setup)
-        for kind in _blocks(stage.objective, config)
-    )
-    wide = 2 * setup.size * config.intermediate_size  # the gradients of gate and up
-    working = int(tokens * (wide + again * _wrapped(stage.objective)))
-    coming = _on_its_way(trained.block, setup)
-    yield replace(
-        base,
-        gradients=base.gradients + coming,
-        activations=seen + working,
-        logits=head,
-    )
-    yield replace(
-        base,
-        gradients=base.moments // 2 + coming,
-        activations=seen // len(_blocks(stage.objective, config)) + working,
-        logits=head,
-    )
+    def moments(self, base: Memory, teacher: Decoder | None) -> Iterator[Memory]:
+        """All that may be the fullest, from what is there at any time."""
+        objective, config = self.stage.objective, None if teacher is None else teacher.config
+        seen = _activations(
+            objective, self.config, config, self.stage.length, self.tokens, self.setup
+        )
+        full = replace(base, activations=seen)
+        if teacher is not None:
+            yield self._teacher_reads(full, teacher)
+        if isinstance(objective, Distill | Supervised):
+            yield self._losses(full, objective)
+        yield self._last_block(full)
+        yield self._first_block(full)
+        yield self._end(base)
 
+    def _teacher_reads(self, full: Memory, teacher: Decoder) -> Memory:
+        """The widest part of a block: an MLP with the gate, its activation, and up."""
+        config, size = teacher.config, self.setup.size
+        block = size * 3 * (config.intermediate_size + config.hidden_size)
+        normed = _FLOAT32 * config.hidden_size
+        return replace(
+            full,
+            teacher=full.teacher + _blocks_ahead(sizes(teacher), self.setup),
+            activations=full.activations + self.tokens * (block + normed),
+        )
 
-def _end(base: Memory, config: DecoderConfig, trained: Sizes, setup: Setup) -> Memory:
-    """When the last gradients are reduced, those of the embedding; no activation is left."""
-    # Of a table that is the head as well there are two gradients before there is one.
-    twice = _head(config, trained, setup) if config.tie_embeddings and setup.sharded else 0
-    gradients = base.moments // 2 + _on_its_way(trained.root, setup) + twice
-    return replace(base, gradients=gradients)
+    def _losses(self, full: Memory, objective: Distill | Supervised) -> Memory:
+        """A chunk of logits, its gradient of the head, and the sum of those before it."""
+        logits = _FLOAT32 * _buffers(objective) * _chunk(self.config.vocab_size, self.tokens)
+        return replace(full, logits=logits + 2 * self._head)
 
+    def _last_block(self, full: Memory) -> Memory:
+        """The first gradients of blocks."""
+        return replace(
+            full,
+            gradients=full.gradients + _on_its_way(self.trained.block, self.setup),
+            gathered=full.gathered + _blocks_ahead(self.whole, self.setup),
+            activations=full.activations + self._working,
+            logits=self._head,
+        )
 
-def _head(config: DecoderConfig, trained: Sizes, setup: Setup) -> int:
-    """Bytes of the head's gradient as it is computed, if it is trained."""
-    numbers = config.vocab_size * config.hidden_size
-    return setup.size * numbers if trained.root >= numbers else 0
+    def _first_block(self, full: Memory) -> Memory:
+        """The last ones: of the other blocks nothing is left but their gradients."""
+        blocks = len(_blocks(self.stage.objective, self.config))
+        return replace(
+            full,
+            gradients=full.moments // 2 + _on_its_way(self.trained.block, self.setup),
+            gathered=full.gathered + _blocks_ahead(self.whole, self.setup) // 2,
+            activations=full.activations // blocks + self._working,
+            logits=self._head,
+        )
+
+    def _end(self, base: Memory) -> Memory:
+        """The embedding's gradient is reduced. Of a table that is the head as well there are two
+        gradients before there is one.
+        """
+        twice = self._head if self.config.tie_embeddings and self.setup.sharded else 0
+        coming = _on_its_way(self.trained.root, self.setup)
+        return replace(base, gradients=base.moments // 2 + coming + twice)
+
+    @property
+    def _head(self) -> int:
+        """Bytes of the head's gradient as it is computed, if it is trained."""
+        numbers = self.config.vocab_size * self.config.hidden_size
+        return self.setup.size * numbers if self.trained.root >= numbers else 0
+
+    @property
+    def _working(self) -> int:
+        """What a block keeps, made again perhaps, and the gradients of gate and up."""
+        length, size = self.stage.length, self.setup.size
+        again = max(
+            activations.block(self.config, kind, length, size)
+            - _kept(self.config, kind, length, self.setup)
+            for kind in _blocks(self.stage.objective, self.config)
+        )
+        wide = 2 * size * self.config.intermediate_size
+        return int(self.tokens * (wide + again * _wrapped(self.stage.objective)))
 
 
 def _on_its_way(numbers: int, setup: Setup) -> int:

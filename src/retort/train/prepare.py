@@ -6,7 +6,7 @@ that a model need fit no single GPU; the others learn its shape.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,8 +14,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from retort import console
+from retort.data import problems
 from retort.data.chat import check_same_tokenizer, load_tokenizer, train_tokenizer
 from retort.data.mixture import open_data
+from retort.data.packing import check
+from retort.data.problems import Problem
 from retort.model import weights
 from retort.model.config import ATTENTION, LINEAR, DecoderConfig, LayerType, Mamba1Config
 from retort.model.decoder import Decoder
@@ -32,7 +35,9 @@ from retort.recipe import (
     KeepPaper,
     Transplanted,
 )
+from retort.trackers import check_trackers
 from retort.train import importance
+from retort.train.evaluation import Questions, open_questions
 from retort.train.objectives import trainable
 from retort.train.parallel import World
 from retort.train.schedule import not_frozen
@@ -42,13 +47,17 @@ TOKENIZER_TEXTS = 8000
 
 @dataclass(frozen=True)
 class Job:
-    """What the recipe's folders hold, in memory, and what the layers that it measures cost."""
+    """What a recipe's folders hold, in memory: models, tokenizer, what the layers that it measures
+    cost, the questions of its evaluation, and the problems that training must not see.
+    """
 
     recipe: DistillRecipe
     student: Decoder
     teacher: Decoder | None
     tokenizer: PreTrainedTokenizerBase
     costs: dict[int, float] = field(default_factory=dict)
+    questions: Questions | None = None
+    against: tuple[Problem, ...] = ()
 
     @property
     def work(self) -> Path:
@@ -103,7 +112,17 @@ def prepare_all(recipe: DistillRecipe, world: World) -> Job:
         return job
     student, teacher = (None if config is None else weights.empty(config) for config in configs)
     assert student is not None
-    return Job(recipe, student, teacher, _tokenizer(recipe))
+    return _opened(Job(recipe, student, teacher, _tokenizer(recipe)))
+
+
+def _opened(job: Job) -> Job:
+    """The job with the problems that its recipe names."""
+    recipe = job.recipe
+    questions = None
+    if recipe.evaluation is not None:
+        questions = open_questions(recipe.evaluation, job.tokenizer, job.student.config)
+    against = tuple(problem for spec in recipe.decontaminate for problem in problems.load(spec))
+    return replace(job, questions=questions, against=against)
 
 
 def _configs(job: Job | None) -> tuple[DecoderConfig | None, DecoderConfig | None]:
@@ -139,10 +158,12 @@ def prepare(recipe: DistillRecipe, processes: int = 1) -> Job:
                 teacher_tokenizer = load_tokenizer(recipe.teacher)
                 check_same_tokenizer(teacher_tokenizer, tokenizer, spec.folder)
     _check_shapes(recipe, student, teacher)
+    check_trackers(recipe.trackers)
+    job = _opened(Job(recipe, student.train(), teacher, tokenizer, costs))
     for stage in recipe.stages:
         not_frozen(trainable(student, stage.objective), stage.freeze)
-        open_data(stage.data, tokenizer, recipe.seed)
-    return Job(recipe, student.train(), teacher, tokenizer, costs)
+        check(open_data(stage.data, tokenizer, recipe.seed, job.against), stage.length)
+    return job
 
 
 def _tokenizer(recipe: DistillRecipe) -> PreTrainedTokenizerBase:

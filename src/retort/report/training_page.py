@@ -1,0 +1,139 @@
+"""One self-contained HTML page of training runs; what others wrote is escaped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from html import escape
+
+from retort._version import __version__
+from retort.console import format_count, format_seconds
+from retort.report import plots, training_plots
+from retort.report.frame import cell, charts, foldable, page, row, section, spec, table
+from retort.report.training import MARKS, StageCurves, Training
+from retort.report.training_plots import Panel
+from retort.report.wording import THIN, percent
+
+METHOD = (
+    "All curves are drawn against the tokens that were trained on. Where a stage has more steps "
+    "than a curve has points, a line is the mean of neighbouring steps, and its band reaches from "
+    "the least to the greatest of them.",
+    "Crosses at the foot of a chart are steps whose loss or gradient was not finite, and which "
+    "were not taken; triangles are steps whose loss was far above those before. At most "
+    f"{MARKS} of a stage are marked, its first ones; the table counts all.",
+    "Coverage is the share of problems with at least one right answer among those that the student "
+    "wrote, and accuracy the share of answers that are right. The problems and the random streams "
+    "are the same in each evaluation.",
+)
+
+
+def render(trainings: Sequence[Training]) -> str:
+    """The page as HTML text."""
+    parts = {
+        "Answers": training_plots.answers(trainings),
+        "Loss": training_plots.losses(trainings),
+        "Layers": training_plots.layers(trainings),
+        "Optimisation": training_plots.optimisation(trainings),
+        "Speed and memory": training_plots.speed(trainings),
+    }
+    ids = {
+        title: [f"{title[:3]}-{i}" for i in range(len(panels))] for title, panels in parts.items()
+    }
+    specs = {
+        id: spec(panel.chart.properties(title=panel.title))
+        for title, panels in parts.items()
+        for id, panel in zip(ids[title], panels, strict=True)
+    }
+    title = f"Retort training: {_title(trainings)}"
+    width = plots.name_width(each.name for each in trainings)
+    return page(title, _body(trainings, parts, ids), specs, width)
+
+
+def _body(
+    trainings: Sequence[Training], parts: dict[str, list[Panel]], ids: dict[str, list[str]]
+) -> Iterator[str]:
+    yield (
+        f'<header><p class="eyebrow">Retort training</p><h1>{escape(_title(trainings))}</h1></header>'
+    )
+    yield section("Summary", _summary(trainings))
+    for title, panels in parts.items():
+        if panels:
+            yield section(title, charts(ids[title]))
+    yield section("Stages", _stages(trainings))
+    yield section("Recipes", "".join(map(_recipe, trainings)))
+    yield section("Method", "".join(f"<p>{escape(sentence)}</p>" for sentence in METHOD))
+    made = f"Retort {__version__}, {datetime.now(UTC).isoformat(timespec='seconds')}"
+    yield f"<footer>{escape(made)}</footer>"
+
+
+def _title(trainings: Sequence[Training]) -> str:
+    if len(trainings) > 2:
+        return f"{len(trainings)} training runs"
+    return " and ".join(each.name for each in trainings)
+
+
+def _summary(trainings: Sequence[Training]) -> str:
+    return table(_head("Run", *summary(trainings[0])), map(_summary_row, trainings))
+
+
+def _summary_row(training: Training) -> str:
+    return row(training.name, [cell(*each) for each in summary(training).items()])
+
+
+def summary(training: Training) -> dict[str, str]:
+    """A run in a few words, for a table: what was done, and what came of it."""
+    last = training.evaluations[-1].values if training.evaluations else {}
+    best = training.best.values if training.best else {}
+    return {
+        "Steps": f"{training.steps:,}",
+        "Tokens": format_count(training.tokens),
+        "Time": format_seconds(training.seconds),
+        "Skipped": str(sum(stage.skipped for stage in training.stages)),
+        "Spikes": str(sum(stage.spikes for stage in training.stages)),
+        "Last loss": last_loss(training.stages[-1]),
+        "Coverage": _share(last.get("coverage")),
+        "Best": _share(best.get("coverage")),
+        "Accuracy": _share(last.get("accuracy")),
+    }
+
+
+def last_loss(stage: StageCurves) -> str:
+    """The mean of a stage's last steps, or a dash where none was finite."""
+    return f"{stage.curves['loss'].mean[-1]:.4g}" if "loss" in stage.curves else "–"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{percent(value)}{THIN}%"
+
+
+def _stages(trainings: Sequence[Training]) -> str:
+    head = _head("Run and stage", "Steps", "Tokens", "Last loss", "Skipped", "Spikes", "Data")
+    return table(head, (_stage_row(each, stage) for each in trainings for stage in each.stages))
+
+
+def _stage_row(training: Training, stage: StageCurves) -> str:
+    cells = {
+        "Steps": f"{stage.steps:,}",
+        "Tokens": format_count(stage.end - stage.start),
+        "Last loss": last_loss(stage),
+        "Skipped": str(stage.skipped),
+        "Spikes": str(stage.spikes),
+        "Data": _sources(stage.data),
+    }
+    return row(f"{training.name}, {stage.name}", [cell(*each) for each in cells.items()])
+
+
+def _sources(data: dict[str, float]) -> str:
+    """Sources with their shares of the tokens."""
+    total = sum(data.values()) or 1.0
+    return ", ".join(f"{name} {percent(value / total)}{THIN}%" for name, value in data.items())
+
+
+def _head(*titles: str) -> str:
+    return f"<tr>{''.join(f'<th>{escape(title)}</th>' for title in titles)}</tr>"
+
+
+def _recipe(training: Training) -> str:
+    text = json.dumps(training.recipe, indent=2, ensure_ascii=False)
+    return foldable(f"<b>{escape(training.name)}</b>", text)
