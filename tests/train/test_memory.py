@@ -9,14 +9,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from retort.data.packing import Batch
-from retort.model import cost
 from retort.model.config import Mamba1Config
 from retort.model.decoder import Decoder
-from retort.model.geometries import geometry
-from retort.model.weights import RATES, empty
 from retort.recipe import Objective, Parallel, Stage, parse
-from retort.train import divergence
-from retort.train.memory import Memory, Setup, memory, sizes
+from retort.train.memory import Setup, memory, sizes
 from retort.train.objectives import evaluate, trainable
 from retort.train.parallel import open_world, spread_student
 

@@ -28,7 +28,7 @@ def page(title: str, body: Iterable[str], specs: Mapping[str, Any], name_width: 
         specs: Vega-Lite figures by the id of the element that each is drawn in.
         name_width: pixels that the longest entry of a legend takes.
     """
-    script = vl_convert.javascript_bundle(_asset("page.js"), _vega_lite_version())
+    script = vl_convert.javascript_bundle(_asset("page.js"), vega_lite_version())
     assert "</script" not in script.lower()
     figures = {
         "specs": specs,
@@ -90,7 +90,7 @@ def _asset(name: str) -> str:
     return (files("retort.report") / "assets" / name).read_text(encoding="utf-8")
 
 
-def _vega_lite_version() -> str:
+def vega_lite_version() -> str:
     """The one that Altair writes charts for, as `6.4`."""
     return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 

@@ -2,10 +2,9 @@
 folders to training.json, training.html and theirs.
 """
 
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retort.console import format_count
 from retort.report import wording
@@ -18,7 +17,6 @@ from retort.store import Run
 from retort.tables import write_aside
 
 if TYPE_CHECKING:
-    from altair.vegalite.v6.api import TopLevelMixin
     from rich.table import Table
     from rich.text import Text
 
@@ -71,7 +69,7 @@ def _files(curves: Curves) -> Iterator[tuple[str, bytes]]:
     yield "curves.json", curves.to_json().encode()
     yield "report.html", page.render(curves).encode()
     for measure in plots.MEASURES:
-        yield from _pictures(measure, plots.figure(curves, measure))
+        yield from _pictures(measure, plots.figure(curves, measure).to_dict())
 
 
 def _training_files(trainings: Sequence[Training]) -> Iterator[tuple[str, bytes]]:
@@ -82,12 +80,15 @@ def _training_files(trainings: Sequence[Training]) -> Iterator[tuple[str, bytes]
     yield from _pictures("training", training_plots.figure(trainings))
 
 
-def _pictures(name: str, chart: "TopLevelMixin") -> Iterator[tuple[str, bytes]]:
-    svg, png = io.StringIO(), io.BytesIO()
-    chart.save(svg, format="svg")
-    chart.save(png, format="png", scale_factor=PIXELS_PER_POINT)
-    yield f"{name}.svg", svg.getvalue().encode()
-    yield f"{name}.png", png.getvalue()
+def _pictures(name: str, spec: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    """A Vega-Lite figure as SVG and PNG."""
+    import vl_convert
+
+    from retort.report.frame import vega_lite_version
+
+    version = vega_lite_version()
+    yield f"{name}.svg", vl_convert.vegalite_to_svg(spec, version).encode()
+    yield f"{name}.png", vl_convert.vegalite_to_png(spec, version, scale=PIXELS_PER_POINT)
 
 
 def summary_table(curves: Curves, ks: Sequence[int] = (1, 8, 32)) -> "Table":

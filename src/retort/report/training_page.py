@@ -10,7 +10,7 @@ from html import escape
 from retort._version import __version__
 from retort.console import format_count, format_seconds
 from retort.report import plots, training_plots
-from retort.report.frame import cell, charts, foldable, page, row, section, spec, table
+from retort.report.frame import cell, charts, foldable, page, row, section, table
 from retort.report.training import MARKS, StageCurves, Training
 from retort.report.training_plots import Panel
 from retort.report.wording import THIN, percent
@@ -37,29 +37,19 @@ def render(trainings: Sequence[Training]) -> str:
         "Optimisation": training_plots.optimisation(trainings),
         "Speed and memory": training_plots.speed(trainings),
     }
-    ids = {
-        title: [f"{title[:3]}-{i}" for i in range(len(panels))] for title, panels in parts.items()
-    }
-    specs = {
-        id: spec(panel.chart.properties(title=panel.title))
-        for title, panels in parts.items()
-        for id, panel in zip(ids[title], panels, strict=True)
-    }
+    specs = {panel.id: panel.spec() for panels in parts.values() for panel in panels}
     title = f"Retort training: {_title(trainings)}"
     width = plots.name_width(each.name for each in trainings)
-    return page(title, _body(trainings, parts, ids), specs, width)
+    return page(title, _body(trainings, parts), specs, width)
 
 
-def _body(
-    trainings: Sequence[Training], parts: dict[str, list[Panel]], ids: dict[str, list[str]]
-) -> Iterator[str]:
-    yield (
-        f'<header><p class="eyebrow">Retort training</p><h1>{escape(_title(trainings))}</h1></header>'
-    )
+def _body(trainings: Sequence[Training], parts: dict[str, list[Panel]]) -> Iterator[str]:
+    title = escape(_title(trainings))
+    yield f'<header><p class="eyebrow">Retort training</p><h1>{title}</h1></header>'
     yield section("Summary", _summary(trainings))
-    for title, panels in parts.items():
+    for heading, panels in parts.items():
         if panels:
-            yield section(title, charts(ids[title]))
+            yield section(heading, charts(panel.id for panel in panels))
     yield section("Stages", _stages(trainings))
     yield section("Recipes", "".join(map(_recipe, trainings)))
     yield section("Method", "".join(f"<p>{escape(sentence)}</p>" for sentence in METHOD))

@@ -270,6 +270,6 @@ def _starts(trainings: Sequence[Training]) -> Records:
 
 def _skewed(records: Records) -> bool:
     """Whether values are all positive, and some so large that others would lie on the axis."""
-    values = [record["value"] for record in records]
-    least = min(record.get("low", record["value"]) for record in records)
-    return least > 0 and max(values) > SKEWED * min(values)
+    values = [float(record["value"]) for record in records]
+    lows = [float(record.get("low", record["value"])) for record in records]
+    return min(lows) > 0 and max(values) > SKEWED * min(values)

@@ -1,0 +1,286 @@
+"""`retort distill --plan`: what a recipe costs, from the sizes of its models alone.
+
+Models are built without weights, by the same code as in a run, so a plan finds the same mistakes.
+Neither weights, nor data, nor a tokenizer, nor a GPU is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from retort.model import weights
+from retort.model.config import ATTENTION, DecoderConfig, LayerType
+from retort.model.decoder import Decoder
+from retort.model.geometries import geometry
+from retort.model.transplant import as_paper, every, keep_attention, transplant
+from retort.recipe import (
+    Continued,
+    Distill,
+    DistillRecipe,
+    Fresh,
+    Keep,
+    KeepEvery,
+    KeepImportant,
+    KeepLayers,
+    KeepPaper,
+    Stage,
+    Transplanted,
+)
+from retort.train import prepare
+from retort.train.gpus import gpu
+from retort.train.memory import Memory, Setup, memory, sizes
+from retort.train.objectives import trainable
+from retort.train.schedule import not_frozen
+from retort.train.work import Work, multiplied_weights, work
+
+_FLOAT32, _BFLOAT16 = 4, 2
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage costs. `memory` is of one process, at the fullest moment of a step; `hours`
+    are None, and so is `fits`, where the recipe does not run on GPUs.
+    """
+
+    name: str
+    objective: str
+    trainable: int
+    tokens: int
+    steps: int
+    tokens_per_step: int
+    micro_batches: int
+    flops: Work
+    hours: float | None
+    memory: Memory
+    fits: bool | None
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes that a run needs on its disk: a training state at its largest, all that are there at
+    once (one more than are kept, while that is written), and the students that are written out.
+    """
+
+    state: int
+    states: int
+    students: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.states + self.students
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe costs on `processes` processes; `gpu` is None for a CPU. `notes` say what the
+    numbers do not.
+    """
+
+    teacher: int | None
+    student: int
+    gpu: str | None
+    processes: int
+    utilisation: float
+    stages: tuple[StagePlan, ...]
+    disk: Disk
+    notes: tuple[str, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Of all stages."""
+        return sum(stage.tokens for stage in self.stages)
+
+    @property
+    def flops(self) -> float:
+        """Of all stages."""
+        return sum(stage.flops.total for stage in self.stages)
+
+    @property
+    def hours(self) -> float | None:
+        """From the beginning to the end."""
+        hours = [stage.hours for stage in self.stages if stage.hours is not None]
+        return sum(hours) if hours else None
+
+
+def plan(recipe: DistillRecipe) -> Plan:
+    """What a recipe costs. Raises ValueError for one that does not fit its models, for processes
+    that cannot share its rows, and for a model of unknown size.
+    """
+    notes: list[str] = []
+    teacher = _teacher(recipe, notes)
+    student = _student(recipe, teacher, notes)
+    prepare._check_shapes(recipe, student, teacher)
+    processes = 1 if _on_cpu(recipe) else recipe.planning.gpus
+    prepare._check_rows(recipe, processes)
+    setup = _setup(recipe, processes)
+    stages = [_stage(recipe, stage, student, teacher, processes, setup) for stage in recipe.stages]
+    return Plan(
+        teacher=None if teacher is None else teacher.size,
+        student=student.size,
+        gpu=None if _on_cpu(recipe) else recipe.planning.gpu,
+        processes=processes,
+        utilisation=recipe.planning.utilisation,
+        stages=tuple(stages),
+        disk=_disk(recipe, student.size, max(stage.trainable for stage in stages), setup),
+        notes=(*notes, *_uncounted(recipe)),
+    )
+
+
+def _on_cpu(recipe: DistillRecipe) -> bool:
+    return recipe.device == "cpu"
+
+
+def _setup(recipe: DistillRecipe, processes: int) -> Setup:
+    settings = recipe.parallel
+    shard = settings.shard or processes
+    if processes % shard:
+        raise ValueError(f"parallel.shard: {shard} does not divide the {processes} processes")
+    dtype = settings.dtype or ("float32" if _on_cpu(recipe) else "bfloat16")
+    alone = _on_cpu(recipe) and dtype == "float32"
+    size = _FLOAT32 if dtype == "float32" else _BFLOAT16
+    return Setup(shard, not alone, size, settings.recompute)
+
+
+def _stage(
+    recipe: DistillRecipe,
+    stage: Stage,
+    student: Decoder,
+    teacher: Decoder | None,
+    processes: int,
+    setup: Setup,
+) -> StagePlan:
+    names = not_frozen(trainable(student, stage.objective), stage.freeze)
+    trained = sizes(student, names)
+    rows = stage.rows // processes
+    micro_rows = min(stage.micro_rows or rows, rows)
+    micro_batches = -(-rows // micro_rows)
+    used = None if stage.objective.kind == "supervised" else teacher
+    needed = memory(stage, micro_rows, micro_batches, student, trained, teacher, setup)
+    per_token = work(
+        stage.objective,
+        student.config,
+        None if used is None else used.config,
+        stage.length,
+        recipe.parallel.recompute,
+        multiplied_weights(student, names),
+    )
+    tokens = stage.steps * stage.rows * stage.length
+    flops = per_token.times(tokens)
+    return StagePlan(
+        name=stage.name,
+        objective=stage.objective.kind,
+        trainable=trained.total,
+        tokens=tokens,
+        steps=stage.steps,
+        tokens_per_step=stage.rows * stage.length,
+        micro_batches=micro_batches,
+        flops=flops,
+        hours=_hours(recipe, flops.total, processes),
+        memory=needed,
+        fits=None if _on_cpu(recipe) else needed.total <= gpu(recipe.planning.gpu).usable_bytes,
+    )
+
+
+def _hours(recipe: DistillRecipe, flops: float, processes: int) -> float | None:
+    if _on_cpu(recipe):
+        return None
+    reached = 1e12 * gpu(recipe.planning.gpu).tflops * recipe.planning.utilisation
+    return flops / (reached * processes) / 3600
+
+
+def _disk(recipe: DistillRecipe, student: int, trained: int, setup: Setup) -> Disk:
+    """States have master weights and both moments; students are written as they are computed."""
+    state = _FLOAT32 * (student + 2 * trained)
+    students = 2 if recipe.checkpoints.best else 1
+    return Disk(state, state * (recipe.checkpoints.keep + 1), students * setup.size * student)
+
+
+def _uncounted(recipe: DistillRecipe) -> list[str]:
+    """Time that depends on more than sizes."""
+    notes = []
+    for stage in recipe.stages:
+        objective = stage.objective
+        if isinstance(objective, Distill) and objective.on_policy is not None:
+            notes.append(f"stage {stage.name}: the time to sample its answers is not counted")
+    if recipe.evaluation is not None:
+        notes.append("evaluation: the time to sample its answers is not counted")
+    return notes
+
+
+# ---------------------------------------------------------------- models without weights
+
+
+def _teacher(recipe: DistillRecipe, notes: list[str]) -> Decoder | None:
+    if recipe.teacher is None:
+        return None
+    return weights.empty(_config(recipe.teacher, recipe.planning.teacher, "teacher", notes))
+
+
+def _config(folder: Path, name: str | None, key: str, notes: list[str]) -> DecoderConfig:
+    """A folder's configuration; where it is not here yet, the size that the recipe names."""
+    if folder.is_dir():
+        return weights.read_config(folder)
+    if name is None:
+        raise ValueError(
+            f"{key}: {folder} is not here, and a plan needs its size; put its config.json there, "
+            "or name the size: planning.teacher=llama-3.2-1b"
+        )
+    notes.append(f"{folder} is not here: {key} planned as a {name}")
+    return geometry(name)
+
+
+def _student(recipe: DistillRecipe, teacher: Decoder | None, notes: list[str]) -> Decoder:
+    match recipe.student:
+        case Transplanted() as spec:
+            assert teacher is not None
+            return _transplanted(spec, teacher)
+        case Fresh() as spec:
+            return weights.empty(_fresh(spec))
+        case Continued() as spec:
+            # Only a recipe without a teacher can name the size of its student.
+            name = recipe.planning.teacher if teacher is None else None
+            return weights.empty(_config(spec.folder, name, "student.folder", notes))
+
+
+def _transplanted(spec: Transplanted, teacher: Decoder) -> Decoder:
+    """A source that is not here yet differs from the teacher in layers that are replaced anyway."""
+    source = teacher
+    if spec.source is not None and spec.source.is_dir():
+        source = weights.empty(weights.read_config(spec.source))
+    types = _layer_types(spec.keep_attention, source.config)
+    with torch.device("meta"):
+        settings = spec.settings.model_dump()
+        return transplant(source, types, spec.mixer, start=spec.initial, **settings)
+
+
+def _layer_types(keep: Keep, source: DecoderConfig) -> Sequence[LayerType]:
+    match keep:
+        case KeepLayers():
+            return keep_attention(source.layers, keep.layers)
+        case KeepEvery():
+            return every(source.layers, keep.step)
+        case KeepPaper():
+            return as_paper(source.layers)
+        case KeepImportant():  # which ones is measured in the run; all cost the same
+            return keep_attention(source.layers, source.attention_layers[: keep.count])
+
+
+def _fresh(spec: Fresh) -> DecoderConfig:
+    """With as many words as its tokenizer may have."""
+    return DecoderConfig(
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.intermediate_size,
+        layer_types=(ATTENTION,) * spec.layers,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.hidden_size // spec.heads,
+        max_position=spec.max_position,
+        rope_theta=spec.rope_theta,
+        tie_embeddings=True,
+    )
