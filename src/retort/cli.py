@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from retort.recipe import DistillRecipe
     from retort.report.curves import Curves
 
 app = typer.Typer(
@@ -66,13 +67,23 @@ def demo(
 
 
 @app.command()
-def distill(sources: Sources, json: Json = False) -> None:
+def distill(
+    sources: Sources,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what it would cost, and do nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Train a student as a recipe says: YAML files and KEY=VALUE, the later ones winning.
 
     A run that was stopped continues with the same command.
     """
     from retort import console
     from retort.recipe import DistillRecipe, load
+
+    if plan:
+        _print_plan(load(DistillRecipe, sources), json)
+        return
     from retort.train.loop import distill as run
 
     folder = run(load(DistillRecipe, sources))
@@ -231,6 +242,21 @@ def publish(
     console.say(f"published: {out}")
     if json:
         console.print_json_line({"out": out})
+
+
+def _print_plan(recipe: DistillRecipe, json: bool) -> None:
+    from dataclasses import asdict
+
+    from retort import console
+    from retort.train.plan import plan
+    from retort.train.plan_tables import tables
+
+    found = plan(recipe)
+    for table in tables(found):
+        console.print_table(table)
+    if json:
+        totals = {"tokens": found.tokens, "flops": found.flops, "hours": found.hours}
+        console.print_json_line(asdict(found) | {"total": totals})
 
 
 def _print_curves(curves: Curves) -> None:

@@ -46,17 +46,19 @@ class Panel:
 
 @dataclass(frozen=True)
 class _Quantity:
-    """Something that is shown: its name in words, the format of its axis, its scale."""
+    """Something that is shown: its name in words, the format of its axis where not the usual one,
+    whether its axis begins at zero, and whether it may need a log scale.
+    """
 
     title: str
-    format: str = ""
-    log: bool = False
+    format: str | None = None
     zero: bool = False
+    skews: bool = False
 
 
 QUANTITIES = {
     "lr": _Quantity("learning rate", "~e", zero=True),
-    "gradient_norm": _Quantity("gradient norm before clipping"),
+    "gradient_norm": _Quantity("gradient norm before clipping", skews=True),
     "tokens_per_second": _Quantity("tokens per second", "~s", zero=True),
     "mfu": _Quantity("share of the peak FLOPs reached (MFU)", "~%", zero=True),
     "memory_gib": _Quantity("peak memory, GiB", zero=True),
@@ -101,7 +103,7 @@ def losses(trainings: Sequence[Training]) -> list[Panel]:
         for key in ["loss", *(parts if len(parts) > 1 else [])]:
             records = _binned(stages, key)
             if records:
-                quantity = _Quantity(f"{name}: {key}", log=_skewed(records))
+                quantity = _Quantity(f"{name}: {key}", skews=True)
                 marks = _marks(stages)
                 found.append(_panel(f"loss-{i}-{key}", quantity, trainings, records, marks=marks))
     return found
@@ -156,9 +158,11 @@ def _panel(
     base = alt.Chart(alt.NamedData(f"{id}-lines")).encode(_x(), color=color, detail="stage:N")
     drawn: list[alt.Chart] = _rules(f"{id}-starts") if starts else []
     if not points:
-        drawn.append(base.mark_area(fillOpacity=0.16).encode(_y(quantity, "low"), y2="high:Q"))
+        drawn.append(
+            base.mark_area(fillOpacity=0.16).encode(_y(quantity, "low", records), y2="high:Q")
+        )
     line = base.mark_line(strokeWidth=2, point={"size": 40} if points else False)
-    drawn.append(line.encode(_y(quantity, "value"), tooltip=_tooltip(quantity)))
+    drawn.append(line.encode(_y(quantity, "value", records), tooltip=_tooltip(quantity)))
     if marks:
         drawn.append(_feet(f"{id}-marks", color))
     chart = _described(drawn, f"{quantity.title} of {', '.join(names)}, against tokens")
@@ -171,12 +175,12 @@ def _layers(id: str, of: str, stage: StageCurves) -> Panel:
         for layer, curve in stage.layers.items()
         for tokens, value in zip(curve.tokens, curve.mean, strict=True)
     ]
-    quantity = _Quantity(f"{of}: loss of each layer", log=_skewed(records))
+    quantity = _Quantity(f"{of}: loss of each layer", skews=True)
     color = alt.Color("layer:Q").scale(scheme="viridis").title("layer")
     tooltip = [alt.Tooltip("layer:Q"), *_tooltip(quantity)[1:]]
     base: alt.Chart = alt.Chart(alt.NamedData(f"{id}-lines"))
     line = base.mark_line(strokeWidth=1.5).encode(
-        _x(), _y(quantity, "value"), color=color, detail="layer:N", tooltip=tooltip
+        _x(), _y(quantity, "value", records), color=color, detail="layer:N", tooltip=tooltip
     )
     chart = _described([line], f"{quantity.title}, against tokens")
     return Panel(id, quantity.title, chart, {f"{id}-lines": records})
@@ -212,9 +216,10 @@ def _x() -> alt.X:
     return alt.X("tokens:Q").scale(nice=False, padding=8).axis(axis).title("tokens")
 
 
-def _y(quantity: _Quantity, field: str) -> alt.Y:
-    scale = alt.Scale(type="log", nice=False) if quantity.log else alt.Scale(zero=quantity.zero)
-    axis = alt.Axis(format=quantity.format, tickCount=6)
+def _y(quantity: _Quantity, field: str, records: Records) -> alt.Y:
+    log = quantity.skews and _skewed(records)
+    scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=quantity.zero)
+    axis = alt.Axis(format=quantity.format or alt.Undefined, tickCount=6)
     return alt.Y(f"{field}:Q").scale(scale).axis(axis).title(None)
 
 
@@ -270,6 +275,6 @@ def _starts(trainings: Sequence[Training]) -> Records:
 
 def _skewed(records: Records) -> bool:
     """Whether values are all positive, and some so large that others would lie on the axis."""
-    values = [float(record["value"]) for record in records]
-    lows = [float(record.get("low", record["value"])) for record in records]
-    return min(lows) > 0 and max(values) > SKEWED * min(values)
+    values = [record["value"] for record in records]
+    lows = [record["low"] for record in records if "low" in record]
+    return min(values + lows) > 0 and max(values) > SKEWED * min(values)

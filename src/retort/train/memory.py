@@ -114,7 +114,8 @@ def memory(
         logits=0,
     )
     step = _Step(stage, micro_rows * stage.length, student.config, whole, trained, setup)
-    moments = step.moments(base, teacher)
+    reading = None if isinstance(stage.objective, Supervised) else teacher
+    moments = step.moments(base, reading)
     return max(moments, key=lambda moment: moment.total)
 
 

@@ -159,12 +159,11 @@ def _stage(
     rows = stage.rows // processes
     micro_rows = min(stage.micro_rows or rows, rows)
     micro_batches = -(-rows // micro_rows)
-    used = None if stage.objective.kind == "supervised" else teacher
     needed = memory(stage, micro_rows, micro_batches, student, trained, teacher, setup)
     per_token = work(
         stage.objective,
         student.config,
-        None if used is None else used.config,
+        None if teacher is None else teacher.config,
         stage.length,
         recipe.parallel.recompute,
         multiplied_weights(student, names),
@@ -207,6 +206,9 @@ def _uncounted(recipe: DistillRecipe) -> list[str]:
         objective = stage.objective
         if isinstance(objective, Distill) and objective.on_policy is not None:
             notes.append(f"stage {stage.name}: the time to sample its answers is not counted")
+    student = recipe.student
+    if isinstance(student, Transplanted) and isinstance(student.keep_attention, KeepImportant):
+        notes.append("keep_attention: the time to measure each layer is not counted")
     if recipe.evaluation is not None:
         notes.append("evaluation: the time to sample its answers is not counted")
     return notes
