@@ -413,3 +413,19 @@ def test_bench_of_nothing(command: Command, model: Path, option: str) -> None:
 
 def test_bench_elsewhere(command: Command, model: Path) -> None:
     refused(command("bench", model, "--device", "abacus"), "device 'abacus' cannot be used here")
+
+
+def test_report_of_trainings_and_of_a_run(command: Command, graded: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "pure.training", tmp_path / "report"
+    folder.mkdir()
+    (folder / "recipe.json").write_text("{}")
+    refused(command("report", folder, "--out", out), "(metrics.jsonl is missing)")
+    (folder / "metrics.jsonl").write_text('{"step":1,"stage":"match","tokens":64,"loss":1.5}\n')
+    done = command("report", folder, graded, "--out", out, "--json")
+    assert done.code == 0, done.err
+    assert f"training curves: {out / 'training.html'}" in done.err
+    assert {"report.html", "training.html"} <= {path.name for path in out.iterdir()}
+    assert [each["name"] for each in done.last["models"]] == ["tiny"]
+    assert [each["name"] for each in done.last["trainings"]] == ["pure"]
+    assert "pure" in command("report", folder, "--out", tmp_path / "alone").out
+    assert not (tmp_path / "alone" / "report.html").exists()

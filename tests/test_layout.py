@@ -20,7 +20,7 @@ LIBRARY: dict[str, set[str]] = LEAVES | {
     "trackers": {"console", "recipe"},
     "store": {"tables"},
     "model": {"ops"},
-    "data": {"recipe", "model"},
+    "data": {"recipe", "model", "store", "tables"},
     "sample": {*RUNS, "ops", "model", "data"},
     "train": {*RUNS, "trackers", "ops", "model", "data", "sample", "grade"},
     "grade": RUNS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -128,23 +128,39 @@ def grade(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Graded run folders.", show_default=False)],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Graded run folders, or .training folders.", show_default=False),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("report"),
     k: Annotated[
         list[int] | None, typer.Option(help="Completions per problem to report; repeatable.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Coverage and accuracy against seconds, as a page, figures and data."""
-    from retort import console
-    from retort.report.run import report as run
-    from retort.report.run import summary_table
+    """Coverage and accuracy against seconds, as a page, figures and data; and training curves."""
+    from json import loads
 
-    curves = run(runs, out, k)
-    console.say(f"report: {out / 'report.html'}")
-    console.print_table(summary_table(curves))
+    from retort import console
+    from retort.report import training
+    from retort.report.run import report as run
+    from retort.report.run import report_training, summary_table, training_table
+
+    trained = [folder for folder in runs if training.is_training(folder)]
+    sampled = [folder for folder in runs if folder not in trained]
+    result: dict[str, Any] = {}
+    if sampled:
+        curves = run(sampled, out, k)
+        console.say(f"report: {out / 'report.html'}")
+        console.print_table(summary_table(curves))
+        result |= loads(curves.to_json())
+    if trained:
+        trainings = report_training(trained, out)
+        console.say(f"training curves: {out / 'training.html'}")
+        console.print_table(training_table(trainings))
+        result |= {"trainings": loads(training.to_json(trainings))}
     if json:
-        _print_curves(curves)
+        console.print_json_line(result)
 
 
 @app.command()

@@ -172,7 +172,7 @@ def test_a_file_larger_than_memory(tmp_path: Path) -> None:
     assert peak < 12e6
 
 
-@pytest.mark.parametrize(("size", "run"), [(10, RUN_ROWS), (RUN_BYTES // 8, 8), (5 * RUN_BYTES, 1)])
+@pytest.mark.parametrize(("size", "run"), [(10, RUN_ROWS), (RUN_BYTES // 8, 8), (2 * RUN_BYTES, 1)])
 def test_rows_read_together_are_few_where_they_are_long(
     tmp_path: Path, size: int, run: int
 ) -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from retort.data import mixture as mixing
 from retort.data.chat import train_tokenizer
 from retort.data.mixture import OpenData, open_data
 from retort.data.packing import Rows, check
@@ -67,6 +68,13 @@ def test_shares_are_those_of_the_weights(
     found, rows = learnt(opened, 100)
     assert sum(rows.tokens.values()) == len(tokenizer.encode(found))
     assert rows.tokens[names[0]] / sum(rows.tokens.values()) == pytest.approx(0.75, abs=0.02)
+
+
+@pytest.mark.parametrize("weights", [(0, 0), (-1, 2), (float("inf"), 1), (float("nan"), 1)])
+def test_weights_that_are_no_shares(weights: tuple[float, float]) -> None:
+    data = Text(kind="text", path="a.jsonl")
+    with pytest.raises(ValueError, match=r"all weights are 0|greater than or equal|finite"):
+        mixture(*((weight, data) for weight in weights))
 
 
 def test_the_same_place_twice_has_two_names(
@@ -192,12 +200,17 @@ def test_long_texts_are_cut_and_long_conversations_skipped(
     [
         ({"text": None}, "empty"),
         ({"text": 3}, "wrong type"),
-        ({"text": "a" * 10**6 + "b"}, "too long"),
+        ({"text": "a" * 101}, "too long"),
     ],
 )
 def test_nothing_of_use_is_one_message(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], reason: str
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    row: dict[str, Any],
+    reason: str,
 ) -> None:
+    monkeypatch.setattr(mixing, "LONGEST", 100)
     path = jsonl(tmp_path / "a.jsonl", [row] * 3)
     opened = open_data(Text(kind="text", path=path), tokenizer, 0)
     with pytest.raises(ValueError, match=rf"a\.jsonl: 1000 rows .*a\.jsonl:\d: {reason}") as caught:

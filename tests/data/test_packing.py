@@ -317,11 +317,11 @@ def test_lanes_share_a_pass_between_them(run: int) -> None:
     assert sorted(documents) == list(range(40))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=mixtures)
 def test_no_source_exceeds_its_share_by_more_than_a_document(data: Fake) -> None:
     (rows,) = opened(data, 1)
-    for _ in range(30):
+    for _ in range(15):
         rows.batch()
     longest = max(map(abs, data.lengths))
     for lane in rows.lanes:

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,10 +16,11 @@ from retort.report.curves import Curves
 from retort.report.run import summary_table
 from retort.store import Run
 
+from .pages import HOSTILE, Page
+
 MakeRun = Callable[..., Run]
 
 RIGHT = "42"
-HOSTILE = "</script><script>alert(1)</script><img src=http://evil/x onerror=alert(1)> $body &lt;"
 FILES = {
     "curves.json",
     "report.html",
@@ -29,28 +29,6 @@ FILES = {
     "majority.png",
     "majority.svg",
 }
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, and text: what a reader sees, the styles, the figures."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = self.styles = self.figures = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        tag, attrs = self.tags[-1] if self.tags else ("", {})
-        if self.cdata_elem is None:
-            self.text += data
-        elif tag == "style":
-            self.styles += data
-        elif attrs.get("id") == "figures":
-            self.figures += data
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from retort.train.checkpoint import Checkpoints, folder, read
 from retort.train.parallel import (
     World,
     full,
-    full_tensors,
     note_trained,
     open_world,
     spread_student,
@@ -105,6 +104,10 @@ def stepper(mixer: str, kind: str, world: World, tied: bool, **settings: Any) ->
 def rows_of(batch: Batch, world: World) -> Batch:
     mine = world.share(4)
     return Batch(*(tensor[mine.start : mine.stop] for tensor in batch))
+
+
+def full_tensors(student: Decoder) -> dict[str, Tensor]:
+    return {name: full(tensor) for name, tensor in student.state_dict().items()}
 
 
 def error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:

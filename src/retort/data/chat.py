@@ -105,15 +105,15 @@ def conversation_document(
     """
     if tokenizer.chat_template is None:
         return _plain_document(tokenizer, turns)
+    answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
     try:
-        text = _written(tokenizer, turns)
-        spans = [
-            (_written(tokenizer, turns[:i], open_answer=True), _written(tokenizer, turns[: i + 1]))
-            for i, turn in enumerate(turns)
-            if turn.role == "assistant"
-        ]
+        openings = [_written(tokenizer, turns[:i], open_answer=True) for i in answers]
+        endings = [_written(tokenizer, turns[: i + 1]) for i in answers]
+        whole = answers[-1:] == [len(turns) - 1]
+        text = endings[-1] if whole else _written(tokenizer, turns)
     except TemplateError:
         return REFUSED
+    spans = list(zip(openings, endings, strict=True))
     for before, after in spans:
         if not after.startswith(before):
             raise ValueError("the chat template opens an answer differently from how it writes one")

@@ -31,7 +31,7 @@ THREADS = 16
 KEPT = 2
 """Decoded blocks that stay in memory: lanes that keep step read the same ones."""
 
-RUN_ROWS, RUN_BYTES = 512, 1 << 20
+RUN_ROWS, RUN_BYTES = 1024, 4 << 20
 """Rows that are read together: this many, or as many as have this many bytes."""
 
 Convert = Callable[[dict[str, Any]], Content]

@@ -114,10 +114,14 @@ def _student(
     return replace(teacher, layer_types=kinds, mixer=mixer)
 
 
-def _llamba(teacher: DecoderConfig) -> DecoderConfig:
+def _llamba(teacher: DecoderConfig, heads: int = 32) -> DecoderConfig:
     """Llamba (arXiv 2502.14458): 32 heads as wide as the model together, state 64, tied head."""
     mixer = DiscreteMamba2Config(
-        heads=32, head_dim=teacher.hidden_size // 32, state_size=64, groups=32, chunk_size=128
+        heads=heads,
+        head_dim=teacher.hidden_size // heads,
+        state_size=64,
+        groups=heads,
+        chunk_size=128,
     )
     return replace(_student(teacher, mixer), tie_embeddings=True)
 
@@ -155,6 +159,7 @@ GEOMETRIES: Mapping[str, DecoderConfig] = MappingProxyType(
         "smollm2-1.7b": _SMOLLM2_2B,
         "llamba-1b": _llamba(_LLAMA_1B),
         "llamba-4b": _llamba(_LLAMA_3B),  # the papers' name; published as Llamba-3B
+        "llamba-4b-24-heads": _llamba(_LLAMA_3B, heads=24),  # a head for each of the teacher's
         "llamba-8b": _llamba(_LLAMA_8B),
         "hybrid-1b": _hybrid(_LLAMA_1B, _KEPT_1B),
         "hybrid-3b": _hybrid(_LLAMA_3B, _KEPT_3B),

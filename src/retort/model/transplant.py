@@ -28,7 +28,7 @@ from retort.model.config import (
     MixerConfig,
     MixerKind,
 )
-from retort.model.decoder import Block, Decoder, StateSpace
+from retort.model.decoder import Block, Decoder, StateSpace, state_space
 from retort.model.formats.common import repeat_heads
 from retort.model.mamba1 import Mamba1
 from retort.model.mamba2 import DiscreteMamba2, Mamba2
@@ -85,9 +85,8 @@ def transplant(
         )
     # What is there keeps its settings, chunk size and quirks included.
     kept = config.mixer if config.linear_layers else asked
-    with _default_dtype(teacher.lm_head.weight.dtype):
+    with torch.device("meta"):
         student = Decoder(replace(config, layer_types=tuple(layer_types), mixer=kept))
-    student.to(teacher.device)
     _fill(student, teacher, start)
     return student
 
@@ -214,7 +213,7 @@ def _geometry(mixer: MixerConfig | None) -> MixerConfig | None:
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Makes new parameters of that type: a large student is never in memory in float32."""
+    """Makes new parameters of that type: a large mixer is never in memory in float32."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -225,23 +224,18 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @torch.no_grad()
 def _fill(student: Decoder, teacher: Decoder, start: Start) -> None:
-    """Copies every tensor that both have, precision included, then starts the new mixers."""
-    own = student.state_dict()
-    # A decoder in bfloat16 may have the rates of its mixers in float32: those are not copied into.
-    other: dict[str, Tensor] = {}
-    for name, tensor in teacher.state_dict().items():
-        if name not in own:
-            continue
-        if own[name].dtype == tensor.dtype:
-            own[name].copy_(tensor)
-        else:
-            other[name] = tensor.clone()
-    student.load_state_dict(other, strict=False, assign=True)
-    if student.config.tie_embeddings:
-        student.lm_head.weight = student.model.embed_tokens.weight
+    """Copies every tensor that both have, dtype included, and starts the new mixers."""
+    shared = student.state_dict().keys() & teacher.state_dict().keys()
+    copies = {name: teacher.state_dict()[name].clone() for name in sorted(shared)}
     for new, old in zip(student.blocks, teacher.blocks, strict=True):
         if new.layer_type == LINEAR and old.layer_type == ATTENTION:
+            with _default_dtype(teacher.lm_head.weight.dtype), teacher.device:
+                new.mamba = state_space(student.config)
             _begin(new.mamba, old.self_attn, start)
+    student.load_state_dict(copies, strict=False, assign=True)
+    if student.config.tie_embeddings:
+        student.lm_head.weight = student.model.embed_tokens.weight
+    student.requires_grad_()
 
 
 def _begin(mixer: StateSpace, attention: Attention, start: Start) -> None:

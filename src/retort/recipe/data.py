@@ -87,8 +87,8 @@ class Files(Frozen):
     def _one_place(self) -> Self:
         if (self.path is None) == (self.hub is None):
             raise ValueError("give either path or hub, the one place where the rows are")
-        if self.path is not None and self.subset is not None:
-            raise ValueError("subset: belongs to hub; a path names its files itself")
+        if self.path is not None and self.model_fields_set & {"subset", "split"}:
+            raise ValueError("subset and split: belong to hub; a path names its files itself")
         return self
 
 
@@ -122,7 +122,8 @@ class Chat(Files):
 
 class Sampled(Frozen):
     """What models have answered in graded run folders (`retort sample`, `retort grade`): correct
-    completions alone, at most `per_problem` different ones of each problem (rejection sampling).
+    and finished completions alone, at most `per_problem` different ones of each problem (rejection
+    sampling).
     """
 
     kind: Literal["sampled"]
@@ -136,7 +137,7 @@ Source = Annotated[Worked | Text | Chat | Sampled, Field(discriminator="kind")]
 class Part(Frozen):
     """One source of a mixture, and its share of the tokens in proportion to the other weights."""
 
-    weight: Annotated[float, Field(ge=0)]
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     data: Source
 
 

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -28,8 +29,7 @@ def page(title: str, body: Iterable[str], specs: Mapping[str, Any], name_width: 
         specs: Vega-Lite figures by the id of the element that each is drawn in.
         name_width: pixels that the longest entry of a legend takes.
     """
-    script = vl_convert.javascript_bundle(_asset("page.js"), vega_lite_version())
-    assert "</script" not in script.lower()
+    script = _script()
     figures = {
         "specs": specs,
         "light": plots.style(dark=False, background="transparent"),
@@ -84,6 +84,13 @@ def foldable(summary: str, text: str) -> str:
         f"<details><summary>{summary}</summary>"
         f'<div class="text" tabindex="0">{escape(text)}</div></details>'
     )
+
+
+@cache  # bundling takes a second, and tests make many pages
+def _script() -> str:
+    script = vl_convert.javascript_bundle(_asset("page.js"), vega_lite_version())
+    assert "</script" not in script.lower()
+    return script
 
 
 def _asset(name: str) -> str:

@@ -149,6 +149,7 @@ def style(dark: bool, background: str, legend_columns: int = 1) -> dict[str, Any
             "columns": legend_columns,
             "labelFontSize": 14,
             "labelColor": ink,
+            "titleColor": ink,
             "labelLimit": 8 * LONGEST_NAME,
             "symbolSize": 120,
         },

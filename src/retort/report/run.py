@@ -125,3 +125,19 @@ def _values(point: Point) -> tuple[str, str, str, str]:
 def _plain(estimate: Estimate) -> str:
     value, low, high = map(wording.percent, (estimate.value, estimate.low, estimate.high))
     return f"{value} % ({low}-{high})"
+
+
+def training_table(trainings: Sequence[Training]) -> "Table":
+    """Training runs in a few words each, for a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    headings = ("Steps", "Tokens", "Time", "Last loss", "Coverage", "Accuracy")  # 80 columns
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("run", overflow="fold")
+    for heading in headings:
+        table.add_column(heading.lower(), justify="right", no_wrap=True)
+    for training in trainings:
+        values = wording.training_summary(training)
+        table.add_row(Text(training.name), *(values[heading] for heading in headings))
+    return table

@@ -117,8 +117,8 @@ class Training:
 
 
 def is_training(folder: Path) -> bool:
-    """Whether a folder is what a training leaves beside its student."""
-    return (folder / METRICS).is_file() and (folder / RECIPE).is_file()
+    """Whether a folder is what a training leaves beside its student, were it only begun."""
+    return (folder / RECIPE).is_file()
 
 
 def read_trainings(folders: Sequence[Path]) -> tuple[Training, ...]:

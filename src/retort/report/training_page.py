@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from html import escape
 
 from retort._version import __version__
-from retort.console import format_count, format_seconds
+from retort.console import format_count
 from retort.report import plots, training_plots
 from retort.report.frame import cell, charts, foldable, page, row, section, table
 from retort.report.training import MARKS, StageCurves, Training
 from retort.report.training_plots import Panel
-from retort.report.wording import THIN, percent
+from retort.report.wording import THIN, last_loss, percent, training_summary
 
 METHOD = (
     "All curves are drawn against the tokens that were trained on. Where a stage has more steps "
@@ -64,37 +64,11 @@ def _title(trainings: Sequence[Training]) -> str:
 
 
 def _summary(trainings: Sequence[Training]) -> str:
-    return table(_head("Run", *summary(trainings[0])), map(_summary_row, trainings))
+    return table(_head("Run", *training_summary(trainings[0])), map(_summary_row, trainings))
 
 
 def _summary_row(training: Training) -> str:
-    return row(training.name, [cell(*each) for each in summary(training).items()])
-
-
-def summary(training: Training) -> dict[str, str]:
-    """A run in a few words, for a table: what was done, and what came of it."""
-    last = training.evaluations[-1].values if training.evaluations else {}
-    best = training.best.values if training.best else {}
-    return {
-        "Steps": f"{training.steps:,}",
-        "Tokens": format_count(training.tokens),
-        "Time": format_seconds(training.seconds),
-        "Skipped": str(sum(stage.skipped for stage in training.stages)),
-        "Spikes": str(sum(stage.spikes for stage in training.stages)),
-        "Last loss": last_loss(training.stages[-1]),
-        "Coverage": _share(last.get("coverage")),
-        "Best": _share(best.get("coverage")),
-        "Accuracy": _share(last.get("accuracy")),
-    }
-
-
-def last_loss(stage: StageCurves) -> str:
-    """The mean of a stage's last steps, or a dash where none was finite."""
-    return f"{stage.curves['loss'].mean[-1]:.4g}" if "loss" in stage.curves else "–"
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{percent(value)}{THIN}%"
+    return row(training.name, [cell(*each) for each in training_summary(training).items()])
 
 
 def _stages(trainings: Sequence[Training]) -> str:

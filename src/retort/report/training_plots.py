@@ -176,7 +176,9 @@ def _layers(id: str, of: str, stage: StageCurves) -> Panel:
         for tokens, value in zip(curve.tokens, curve.mean, strict=True)
     ]
     quantity = _Quantity(f"{of}: loss of each layer", skews=True)
-    color = alt.Color("layer:Q").scale(scheme="viridis").title("layer")
+    # The ends of the scheme would be lost on a dark page and on a light one.
+    scheme = alt.SchemeParams(name="viridis", extent=[0.15, 0.9])
+    color = alt.Color("layer:Q").scale(scheme=scheme).title("layer")
     tooltip = [alt.Tooltip("layer:Q"), *_tooltip(quantity)[1:]]
     base: alt.Chart = alt.Chart(alt.NamedData(f"{id}-lines"))
     line = base.mark_line(strokeWidth=1.5).encode(

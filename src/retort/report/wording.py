@@ -1,8 +1,9 @@
 """The report in words: numbers for people, and the one sentence that says who is ahead."""
 
-from retort.console import format_seconds
+from retort.console import format_count, format_seconds
 from retort.report.curves import Comparison, Curves, ModelCurve, Standing
 from retort.report.metrics import Estimate
+from retort.report.training import StageCurves, Training
 
 MINUS = "\N{MINUS SIGN}"
 THIN = "\N{NARROW NO-BREAK SPACE}"
@@ -79,3 +80,29 @@ def shared_ks(models: tuple[ModelCurve, ...], wanted: tuple[int, ...]) -> list[i
     shared = set.intersection(*({point.k for point in model.points} for model in models))
     found = shared.intersection(wanted)
     return sorted(found | {max(shared)} if not found or max(shared) < max(wanted) else found)
+
+
+def training_summary(training: Training) -> dict[str, str]:
+    """A run in a few words, for a table: what was done, and what came of it."""
+    last = training.evaluations[-1].values if training.evaluations else {}
+    best = training.best.values if training.best else {}
+    return {
+        "Steps": f"{training.steps:,}",
+        "Tokens": format_count(training.tokens),
+        "Time": format_seconds(training.seconds),
+        "Skipped": str(sum(stage.skipped for stage in training.stages)),
+        "Spikes": str(sum(stage.spikes for stage in training.stages)),
+        "Last loss": last_loss(training.stages[-1]),
+        "Coverage": _share(last.get("coverage")),
+        "Best": _share(best.get("coverage")),
+        "Accuracy": _share(last.get("accuracy")),
+    }
+
+
+def last_loss(stage: StageCurves) -> str:
+    """The mean of a stage's last steps, or a dash where none was finite."""
+    return f"{stage.curves['loss'].mean[-1]:.4g}" if "loss" in stage.curves else "–"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{percent(value)}{THIN}%"

@@ -12,7 +12,7 @@ from retort.model import weights
 from retort.model.decoder import Decoder
 from retort.recipe import Parallel
 from retort.train import checkpoint
-from retort.train.parallel import World, cast, compute_dtype, open_world, tie, whole
+from retort.train.parallel import World, cast, compute_dtype, open_world, tie, whole_on_main
 from retort.train.state import untied
 
 STUDENT = "student"
@@ -30,8 +30,8 @@ def save(
 
     All processes must call it; the main one writes.
     """
-    decoder = whole(student, world, compute_dtype(world.device, settings))
-    if world.main:
+    decoder = whole_on_main(student, world, compute_dtype(world.device, settings))
+    if decoder is not None:
         weights.save(decoder, folder, tokenizer)
     world.wait()
 

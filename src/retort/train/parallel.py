@@ -222,21 +222,37 @@ def note_trained(trained: nn.Module) -> None:
 
 
 def whole(student: Decoder, world: World, dtype: torch.dtype) -> Decoder:
-    """A decoder of this process's own with all of the student's weights, for generating text."""
+    """A decoder with all of the student's weights on this process's device, for generating text.
+
+    All processes must call it, as they must the next one.
+    """
     if world.mesh is None:
         return student
-    tensors = full_tensors(student)
-    found = weights.empty(student.config)
-    cast(found, dtype)
-    own = found.state_dict()
-    found.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()}, assign=True)
-    tie(found)
-    return found.eval().requires_grad_(False)
+    return _assembled(student, _gathered(student, dtype, world.device))
 
 
-def full_tensors(student: Decoder) -> dict[str, Tensor]:
-    """The student's tensors, whole, on every process's device. All processes must call it."""
-    return {name: full(tensor) for name, tensor in student.state_dict().items()}
+def whole_on_main(student: Decoder, world: World, dtype: torch.dtype) -> Decoder | None:
+    """The main process's decoder with all of the student's weights, on its CPU."""
+    if world.main:
+        return _assembled(student, _gathered(student, dtype, torch.device("cpu")))
+    for tensor in student.state_dict().values():
+        full(tensor)
+    return None
+
+
+def _gathered(student: Decoder, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """The student's tensors as `cast` leaves them; one at a time is whole in float32."""
+    return {
+        name: full(tensor).to(device, torch.float32 if name.endswith(RATES) else dtype)
+        for name, tensor in student.state_dict().items()
+    }
+
+
+def _assembled(student: Decoder, tensors: dict[str, Tensor]) -> Decoder:
+    decoder = weights.empty(student.config)
+    decoder.load_state_dict(tensors, assign=True)
+    tie(decoder)
+    return decoder.eval().requires_grad_(False)
 
 
 def full(tensor: Tensor) -> Tensor:
@@ -307,17 +323,18 @@ def _rates(module: nn.Module) -> set[nn.Parameter]:
 
 def clip(named: Mapping[str, nn.Parameter], limit: float, world: World) -> float:
     """Makes gradients the same on all processes, clips their common norm, and returns the norm."""
-    groups = sharded_and_whole(named)
-    if world.mesh is not None:
-        for parameter in groups[1]:
+    parts, wholes = sharded_and_whole(named)
+    if world.size > 1:
+        for parameter in wholes:
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
                 parameter.grad.div_(world.size)  # as FSDP does with all others
+    groups = [group for group in (parts, wholes) if group]
     norms = [
         full(nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]))
         for group in groups
     ]
-    norm = torch.linalg.vector_norm(torch.stack([each.float() for each in norms]))
+    norm = torch.linalg.vector_norm(torch.stack([each.to(world.device) for each in norms]))
     for group in groups:
         nn.utils.clip_grads_with_norm_(group, limit, norm)
     return float(norm)

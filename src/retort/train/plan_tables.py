@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from retort import console
@@ -21,10 +22,9 @@ def _summary(plan: Plan) -> Table:
     table = Table(show_header=False, box=None)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    parameters = console.format_count(plan.student)
-    teacher = "none" if plan.teacher is None else console.format_count(plan.teacher)
+    teacher = "none" if plan.teacher is None else f"{plan.teacher:,}"
     rows = [
-        ("parameters", f"student {parameters}, teacher {teacher}"),
+        ("parameters", f"student {plan.student:,}, teacher {teacher}"),
         ("tokens", f"{console.format_count(plan.tokens)} in {_steps(plan)} steps"),
         ("FLOPs", _flops(plan)),
         ("runs on", _machine(plan)),
@@ -79,7 +79,7 @@ def _disk(plan: Plan) -> str:
 
 
 def _work(plan: Plan) -> Table:
-    table = Table("stage")
+    table = Table("stage", box=SIMPLE_HEAD)
     for name in ("trained", "tokens", "steps", "a step", "FLOPs", "hours"):
         table.add_column(name, justify="right", no_wrap=True)
     for stage in plan.stages:
@@ -96,7 +96,7 @@ def _work(plan: Plan) -> Table:
 
 
 def _memory(plan: Plan) -> Table:
-    table = Table("GiB")
+    table = Table("GiB", box=SIMPLE_HEAD)
     parts = ("weights", "grads", "AdamW", "whole", "teacher", "activ.", "logits", "total")
     for name in parts:
         table.add_column(name, justify="right", no_wrap=True)

@@ -1,0 +1,136 @@
+"""The bundled recipes: each can be planned on any machine, and says what it needs."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from retort.model import formats, weights
+from retort.recipe import (
+    RECIPES,
+    Chat,
+    Data,
+    DistillRecipe,
+    Mixture,
+    Source,
+    Text,
+    load,
+)
+from retort.train.plan import Plan, plan
+
+LARGE = sorted(path for path in RECIPES.glob("*.yaml") if path.stem != "hybrid")
+names = pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
+
+
+@pytest.fixture(scope="module")
+def plans() -> dict[str, Plan]:
+    return {path.stem: plan(load(DistillRecipe, [path])) for path in LARGE}
+
+
+def sources(recipe: DistillRecipe) -> Iterator[Source]:
+    for stage in recipe.stages:
+        yield from _sources(stage.data)
+
+
+def _sources(data: Data) -> Iterator[Source]:
+    if isinstance(data, Mixture):
+        yield from (part.data for part in data.parts)
+    else:
+        yield data
+
+
+def test_all_are_here() -> None:
+    llamba = {"llamba-1b", "llamba-4b"}
+    hybrids = {"mamba-in-llama-1b", "mamba-in-llama-3b"}
+    tuned = {f"{name}-sft" for name in llamba | hybrids}
+    native = {"native-1b", "native-3b", "native-qwen2.5-0.5b"}
+    assert {path.stem for path in LARGE} == llamba | hybrids | tuned | native
+
+
+@names
+def test_the_head_says_what_to_download_and_how_to_start(path: Path) -> None:
+    recipe = load(DistillRecipe, [path])
+    head = path.read_text(encoding="utf-8").partition("out:")[0]
+    assert f"retort distill recipes/{path.name} --plan" in head
+    for source in sources(recipe):
+        assert isinstance(source, Text | Chat)
+        assert source.hub is not None
+        assert source.hub in head
+    if recipe.teacher is not None:
+        assert f"--local-dir {recipe.teacher}" in head
+    if recipe.planning.gpus > 1:
+        assert re.search(r"torchrun .*-nproc-per-node 8 ", head)
+
+
+@names
+def test_runs_as_planned(path: Path, plans: dict[str, Plan]) -> None:
+    found, recipe = plans[path.stem], load(DistillRecipe, [path])
+    assert all(stage.fits for stage in found.stages)
+    assert recipe.out == Path("models") / path.stem
+    assert recipe.decontaminate
+    assert recipe.evaluation is not None
+    for stage in recipe.stages:
+        rows = stage.rows // recipe.planning.gpus
+        assert stage.micro_rows is not None
+        assert rows % stage.micro_rows == 0, "the last micro-batch would be smaller"
+
+
+@pytest.mark.parametrize(
+    ("name", "teacher", "student"),
+    [
+        ("llamba-1b", 1_235_814_400, 1_405_159_936),
+        ("llamba-4b", 3_212_749_824, 3_568_082_592),
+        ("mamba-in-llama-1b", 1_235_814_400, 1_293_002_752),
+        ("native-qwen2.5-0.5b", 494_032_768, 533_719_924),
+        ("llamba-1b-sft", None, 1_405_159_936),
+        ("llamba-4b-sft", None, 3_568_082_592),
+        ("mamba-in-llama-3b-sft", None, 3_447_874_560),
+    ],
+)
+def test_parameters(name: str, teacher: int | None, student: int, plans: dict[str, Plan]) -> None:
+    assert (plans[name].teacher, plans[name].student) == (teacher, student)
+
+
+@pytest.mark.parametrize("name", ["llamba-1b", "llamba-4b", "mamba-in-llama-1b"])
+def test_fine_tuning_starts_from_what_is_left(name: str, plans: dict[str, Plan]) -> None:
+    first = load(DistillRecipe, [RECIPES / f"{name}.yaml"])
+    tuned = load(DistillRecipe, [RECIPES / f"{name}-sft.yaml"])
+    assert tuned.student.start == "folder"
+    assert tuned.student.folder == first.out
+    assert plans[name].student == plans[f"{name}-sft"].student
+
+
+def test_the_papers_numbers() -> None:
+    stages = {
+        name: [(stage.tokens, stage.rows, stage.length, stage.optim.lr) for stage in recipe.stages]
+        for name in ("llamba-1b", "llamba-4b", "mamba-in-llama-3b")
+        for recipe in [load(DistillRecipe, [RECIPES / f"{name}.yaml"])]
+    }
+    last = [(5_000_000_000, 64, 2048, 1e-4), (8_000_000_000, 128, 2048, 1e-5)]
+    assert stages["llamba-1b"] == [(300_000_000, 64, 2048, 1e-4), *last]
+    assert stages["llamba-4b"] == [(1_000_000_000, 64, 2048, 1e-4), *last]
+    assert stages["mamba-in-llama-3b"] == [(8_000_000_000, 64, 8192, 1e-5)]
+    (stage,) = load(DistillRecipe, [RECIPES / "mamba-in-llama-3b.yaml"]).stages
+    assert round(stage.optim.warmup * stage.steps) == 200
+
+
+@pytest.mark.parametrize("name", ["native-1b", "native-3b", "native-qwen2.5-0.5b"])
+@pytest.mark.parametrize("more", [[], ["student.keep_attention=[]"]], ids=["hybrid", "pure"])
+def test_native_students_are_served_by_others(name: str, more: list[str]) -> None:
+    from retort.train import plan as module
+
+    recipe = load(DistillRecipe, [RECIPES / f"{name}.yaml", *more])
+    student = module._student(recipe, module._teacher(recipe, []), [])
+    assert formats.portable(student.config) is not None
+    assert plan(recipe).student == student.size
+    assert weights.empty(student.config).size == student.size
+
+
+def test_progressive_replacement(tmp_path: Path) -> None:
+    """Two passes of a hybrid, as its recipe says; the first one's student is not here yet."""
+    recipe = RECIPES / "mamba-in-llama-1b.yaml"
+    first = plan(load(DistillRecipe, [recipe, "student.keep_attention=[1, 3, 5, 7, 9, 11, 13, 15]"]))
+    second = plan(load(DistillRecipe, [recipe, f"student.source={tmp_path / 'first'}"]))
+    alone = plan(load(DistillRecipe, [recipe]))
+    assert first.student < second.student == alone.student
