@@ -2,11 +2,16 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from retort.model import formats, weights
+from retort.model import formats
+from retort.model.geometries import geometry
+from retort.model.transplant import keep_attention, mixer_config
 from retort.recipe import (
     RECIPES,
     Chat,
@@ -17,7 +22,12 @@ from retort.recipe import (
     Text,
     load,
 )
+from retort.train.gpus import GPUS
 from retort.train.plan import Plan, plan
+from retort.train.plan_tables import tables
+
+DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
+WIDTH = 80
 
 LARGE = sorted(path for path in RECIPES.glob("*.yaml") if path.stem != "hybrid")
 names = pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
@@ -115,22 +125,69 @@ def test_the_papers_numbers() -> None:
     assert round(stage.optim.warmup * stage.steps) == 200
 
 
-@pytest.mark.parametrize("name", ["native-1b", "native-3b", "native-qwen2.5-0.5b"])
+@pytest.mark.parametrize("name", ["native-1b", "native-qwen2.5-0.5b"])
 @pytest.mark.parametrize("more", [[], ["student.keep_attention=[]"]], ids=["hybrid", "pure"])
 def test_native_students_are_served_by_others(name: str, more: list[str]) -> None:
-    from retort.train import plan as module
-
     recipe = load(DistillRecipe, [RECIPES / f"{name}.yaml", *more])
-    student = module._student(recipe, module._teacher(recipe, []), [])
-    assert formats.portable(student.config) is not None
-    assert plan(recipe).student == student.size
-    assert weights.empty(student.config).size == student.size
+    assert recipe.student.start == "transplant"
+    assert recipe.student.mixer == "mamba2"
+    teacher = geometry(recipe.planning.teacher or "")
+    keep = [] if more else [3, 7]
+    mixer = mixer_config(teacher, recipe.student.mixer)
+    student = replace(teacher, layer_types=tuple(keep_attention(teacher.layers, keep)), mixer=mixer)
+    assert formats.portable(student) is not None
 
 
-def test_progressive_replacement(tmp_path: Path) -> None:
+def test_progressive_replacement(tmp_path: Path, plans: dict[str, Plan]) -> None:
     """Two passes of a hybrid, as its recipe says; the first one's student is not here yet."""
     recipe = RECIPES / "mamba-in-llama-1b.yaml"
-    first = plan(load(DistillRecipe, [recipe, "student.keep_attention=[1, 3, 5, 7, 9, 11, 13, 15]"]))
+    first = plan(
+        load(DistillRecipe, [recipe, "student.keep_attention=[1, 3, 5, 7, 9, 11, 13, 15]"])
+    )
     second = plan(load(DistillRecipe, [recipe, f"student.source={tmp_path / 'first'}"]))
     alone = plan(load(DistillRecipe, [recipe]))
     assert first.student < second.student == alone.student
+
+
+# ------------------------------------------------------------------ what is printed
+
+
+def shown(found: Plan) -> str:
+    console = Console(width=WIDTH, record=True, file=StringIO())
+    for table in tables(found):
+        console.print(table)
+    lines = (line.rstrip() for line in console.export_text().splitlines())
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+@names
+def test_tables_fit_a_terminal(path: Path, plans: dict[str, Plan]) -> None:
+    for table in tables(plans[path.stem])[1:]:
+        assert Console(width=200).measure(table).maximum <= WIDTH
+    assert all(len(line) <= WIDTH for line in shown(plans[path.stem]).splitlines())
+
+
+def overview(plans: dict[str, Plan]) -> str:
+    """A row for each recipe."""
+    lines = [
+        "| recipe | tokens | on | GPU-hours | fullest GPU, GiB | disk, GiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in plans.items():
+        assert found.hours is not None
+        most = max(stage.memory.total for stage in found.stages)
+        lines.append(
+            f"| `{name}` | {found.tokens / 1e9:.3g} B | {found.processes} x {found.gpu} "
+            f"| {found.hours * found.processes:.3g} | {most / 2**30:.1f} "
+            f"| {found.disk.total / 2**30:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def test_documentation_says_what_is_planned(plans: dict[str, Plan]) -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    assert f"```\n{shown(plans['llamba-1b'])}```" in text
+    assert overview(plans) in text
+    named = re.search(r"`planning.gpu` is one of (.*?)\.\s", text, re.DOTALL)
+    assert named is not None
+    assert re.findall(r"`(.*?)`", named[1]) == list(GPUS)

@@ -191,6 +191,13 @@ def test_all_answers_are_learnt(tokenizer: PreTrainedTokenizerFast, template: st
     assert "Be brief." in str(tokenizer.decode(document.ids))
 
 
+def test_a_line_break_after_an_answer_is_learnt(tokenizer: PreTrainedTokenizerFast) -> None:
+    """With the end, as some templates have it."""
+    tokenizer.chat_template = ORIGINAL.replace("<|end|>", "<|end|>\n")
+    document = conversed(tokenizer, "1+1?", "2", "And 2+2?", "4")
+    assert learnt(tokenizer, document) == "2<|end|>\n|4<|end|>\n"
+
+
 @settings(max_examples=40, deadline=None)
 @given(texts=st.lists(st.text("ab1 \né", min_size=1, max_size=6), min_size=2, max_size=6))
 def test_each_prompt_is_what_a_model_is_asked_with(

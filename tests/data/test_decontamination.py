@@ -53,6 +53,13 @@ def test_long_questions_are_found_by_their_words(known: Known, text: str) -> Non
     )
 
 
+def test_every_13_words_of_a_question_are_looked_for(known: Known) -> None:
+    words = words_of(LONG)
+    for start in range(len(words) - 12):
+        text = " ".join(words[start : start + 13])
+        assert known.match(text) == Match("long", "13 words of the question", text)
+
+
 @pytest.mark.parametrize("text", [SHORT, "Tell me: what is 7 cdot 8?", "What is 7\\cdot8"])
 def test_short_questions_are_found_whole(known: Known, text: str) -> None:
     assert known.match(text) == Match("short", "question", "what is 7 cdot 8")

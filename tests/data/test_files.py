@@ -70,6 +70,13 @@ def test_every_pass_has_every_row_once(mixed: Path, seed: int) -> None:
     assert len({tuple(each) for each in passes}) == 3
 
 
+def test_rows_of_a_block_have_another_order_in_each_pass(tmp_path: Path) -> None:
+    rows = opened(parquet(tmp_path / "a.parquet", numbered(0, 20), group=20))
+    passes = [contents(rows, range(20 * i, 20 * i + 20)) for i in range(3)]
+    assert all(sorted(each) == sorted(numbered(0, 20)) for each in passes)
+    assert len({tuple(each) for each in passes}) == 3
+
+
 def test_seeds_differ_and_repeat(mixed: Path) -> None:
     orders = [contents(opened(mixed, seed), range(20)) for seed in (0, 1, 0)]
     assert orders[0] != orders[1]

@@ -1,4 +1,4 @@
-"""What blocks keep for their backward pass: the formulas against bytes that were really allocated."""
+"""What blocks keep for their backward pass: the formulas against bytes that are allocated."""
 
 import gc
 from collections.abc import Callable

@@ -13,19 +13,9 @@ import pytest
 from rich.console import Console
 
 from retort.report import training_page, training_plots
+from retort.report.reading import LAYER_POINTS, MARKS, POINTS, read_trainings, reduce
 from retort.report.run import report_training, training_table
-from retort.report.training import (
-    LAYER_POINTS,
-    MARKS,
-    POINTS,
-    Mark,
-    Training,
-    is_training,
-    read_trainings,
-    reduce,
-    stage_names,
-    to_json,
-)
+from retort.report.training import Mark, Training, is_training, stage_names, to_json
 
 from .pages import HOSTILE, Page
 
@@ -79,7 +69,8 @@ def whole(offset: float = 0.0) -> list[dict[str, Any]]:
     for i in range(31, 61):
         parts = {"kl": 1.0 / i, "ce": 3.0 / i, "mfu": 0.4, "memory_gib": 60.5}
         data = {HOSTILE: 60 * i, "maths": 40 * i}
-        records.append(step(i, loss=offset + 2.0 / i, **parts, data=data))
+        unused = {"too long": i, HOSTILE: 1}
+        records.append(step(i, loss=offset + 2.0 / i, **parts, data=data, unused=unused))
     records[40] |= {"loss": None, "skipped": 1}
     records[50] |= {"loss": 40.0, "spike": 1}
     records += [evaluation(60, coverage=0.6, accuracy=0.3, truncated=0.1, no_answer=0.2, n=4)]
@@ -107,6 +98,7 @@ def test_what_is_read(make: Make) -> None:
     assert distill.marks == (Mark(40, 4000, "skipped"), Mark(50, 5000, "spike"))
     assert len(distill.curves["loss"].tokens) == 29  # the skipped step has none
     assert distill.data == {HOSTILE: 3600, "maths": 2400}
+    assert distill.unused == {"too long": 60, HOSTILE: 1}
     first, last = training.evaluations
     assert (first.step, first.tokens, first.values["coverage"]) == (0, 0, 0.0)
     assert (last.step, last.tokens, last.values["coverage"]) == (60, 6000, 0.6)
@@ -308,7 +300,7 @@ def test_every_figure_has_its_place_and_its_data(html: str) -> None:
 
 def test_page_tells_the_facts(html: str) -> None:
     text = Page(html).text.replace("\N{NARROW NO-BREAK SPACE}", " ")
-    for fact in ("6.0 k", "6.0 s", "60 %", "30 %", "maths 40 %", "pure, match"):
+    for fact in ("6.0 k", "6.0 s", "60 %", "30 %", "maths 40 %", "pure, match", "60 too long, 1 "):
         assert fact in text
 
 

@@ -11,8 +11,9 @@ from retort.report import wording
 from retort.report.curves import Curves, ModelCurve, Point, build
 from retort.report.examples import examples
 from retort.report.metrics import Estimate
+from retort.report.reading import read_trainings
 from retort.report.tally import check_comparable, common_version, tally
-from retort.report.training import Training, read_trainings, to_json
+from retort.report.training import Training, to_json
 from retort.store import Run
 from retort.tables import write_aside
 

@@ -11,7 +11,8 @@ from retort._version import __version__
 from retort.console import format_count
 from retort.report import plots, training_plots
 from retort.report.frame import cell, charts, foldable, page, row, section, table
-from retort.report.training import MARKS, StageCurves, Training
+from retort.report.reading import MARKS
+from retort.report.training import StageCurves, Training
 from retort.report.training_plots import Panel
 from retort.report.wording import THIN, last_loss, percent, training_summary
 
@@ -72,7 +73,9 @@ def _summary_row(training: Training) -> str:
 
 
 def _stages(trainings: Sequence[Training]) -> str:
-    head = _head("Run and stage", "Steps", "Tokens", "Last loss", "Skipped", "Spikes", "Data")
+    head = _head(
+        "Run and stage", "Steps", "Tokens", "Last loss", "Skipped", "Spikes", "Data", "Unused rows"
+    )
     return table(head, (_stage_row(each, stage) for each in trainings for stage in each.stages))
 
 
@@ -84,6 +87,7 @@ def _stage_row(training: Training, stage: StageCurves) -> str:
         "Skipped": str(stage.skipped),
         "Spikes": str(stage.spikes),
         "Data": _sources(stage.data),
+        "Unused rows": ", ".join(f"{count:,.0f} {why}" for why, count in stage.unused.items()),
     }
     return row(f"{training.name}, {stage.name}", [cell(*each) for each in cells.items()])
 

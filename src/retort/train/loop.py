@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from retort import console
+from retort.data.ahead import Ahead
 from retort.data.mixture import open_data
 from retort.data.packing import Batch, Rows
 from retort.metrics import MetricsLog
@@ -168,10 +169,10 @@ class _Run:
         if self.state.optimizer is None:
             self.state.begin(stage)
         note_trained(self.trained)
-        rows = self._rows(stage)
         stepper = Stepper(self.trained, self.teacher, self.state, stage, recipe.guard, self.world)
         show = self.world.main
-        with console.progress(stage.name, stage.steps, "steps", progress.step, show) as advance:
+        bar = console.progress(stage.name, stage.steps, "steps", progress.step, show)
+        with bar as advance, Ahead(self._rows(stage)) as rows:
             while progress.step < stage.steps:
                 record = stepper.take(self._batch(stage, rows))
                 self._record(stage, record, rows)
@@ -187,7 +188,7 @@ class _Run:
         data = open_data(stage.data, job.tokenizer, job.recipe.seed + progress.stage, job.against)
         return Rows(data, stage.rows, stage.length, self.world.share(stage.rows), progress.data)
 
-    def _batch(self, stage: Stage, rows: Rows) -> Batch:
+    def _batch(self, stage: Stage, rows: Ahead) -> Batch:
         """This process's rows of the next step, with the student's own answers where asked for."""
         batch, objective = rows.batch(), stage.objective
         settings = objective.on_policy if isinstance(objective, Distill) else None
@@ -200,7 +201,7 @@ class _Run:
         dtype = compute_dtype(self.world.device, self.job.recipe.parallel)
         return whole(self.trained.student, self.world, dtype)
 
-    def _record(self, stage: Stage, record: dict[str, Any], rows: Rows) -> None:
+    def _record(self, stage: Stage, record: dict[str, Any], rows: Ahead) -> None:
         """Logs a step, with the tokens of each source so far and what was of no use, by reason."""
         data = {"data": self.world.counted(rows.tokens), "unused": self.world.counted(rows.skipped)}
         found = self.world.gather(rows.dropped()) if self.job.against else []
@@ -244,7 +245,7 @@ class _Run:
 
     # ------------------------------------------------------------ states
 
-    def _keep(self, stage: Stage, rows: Rows) -> None:
+    def _keep(self, stage: Stage, rows: Ahead) -> None:
         """Saves the state where it is due, and ends the run where that was asked for."""
         progress = self.state.progress
         asked = int(self.world.largest(max(self.stop, default=0)))

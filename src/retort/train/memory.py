@@ -23,8 +23,8 @@ from retort.train.work import Recompute
 _FLOAT32 = 4
 
 # Chunks of logits, in float32, that exist at once: counted in tests.
-_LOGITS = {"forward": 5, "reverse": 5, "jsd": 8}
-_LOGITS_ALONE = 3
+LOGITS = {"forward": 5, "reverse": 5, "jsd": 8}
+LOGITS_ALONE = 3
 
 # T x T matrices of one layer, in float32, that exist beside those which are kept.
 _SQUARES = 4.5
@@ -301,7 +301,7 @@ def _wrapped(objective: Objective) -> bool:
 
 
 def _buffers(objective: Distill | Supervised) -> int:
-    return _LOGITS[objective.direction] if isinstance(objective, Distill) else _LOGITS_ALONE
+    return LOGITS[objective.direction] if isinstance(objective, Distill) else LOGITS_ALONE
 
 
 def _chunk(vocabulary: int, tokens: int) -> int:

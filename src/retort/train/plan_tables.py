@@ -64,22 +64,22 @@ def _time(plan: Plan) -> str:
 
 
 def _fullest(plan: Plan) -> str:
-    most = max(stage.memory.total for stage in plan.stages)
+    most = _most(plan)
     if plan.gpu is None:
-        return f"{_gib(most)} GiB"
+        return _bytes(most)
     room = gpu(plan.gpu).usable_bytes
     verdict = "fits" if most <= room else "does NOT fit: lower micro_rows, recompute, or take more"
-    return f"{_gib(most)} GiB of the {_gib(room)} GiB a GPU has for it: {verdict}"
+    return f"{_bytes(most)} of the {_bytes(room)} that a GPU has for it: {verdict}"
 
 
 def _disk(plan: Plan) -> str:
     disk = plan.disk
-    states = f"states {_gib(disk.states)} GiB ({_gib(disk.state)} each)"
-    return f"{_gib(disk.total)} GiB: {states}, students {_gib(disk.students)} GiB"
+    states = f"states {_bytes(disk.states)} ({_bytes(disk.state)} each)"
+    return f"{_bytes(disk.total)}: {states}, students {_bytes(disk.students)}"
 
 
 def _work(plan: Plan) -> Table:
-    table = Table("stage", box=SIMPLE_HEAD)
+    table = Table("stage", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("trained", "tokens", "steps", "a step", "FLOPs", "hours"):
         table.add_column(name, justify="right", no_wrap=True)
     for stage in plan.stages:
@@ -96,7 +96,8 @@ def _work(plan: Plan) -> Table:
 
 
 def _memory(plan: Plan) -> Table:
-    table = Table("GiB", box=SIMPLE_HEAD)
+    unit = "GiB" if _most(plan) >= 2**30 else "MiB"
+    table = Table(unit, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     parts = ("weights", "grads", "AdamW", "whole", "teacher", "activ.", "logits", "total")
     for name in parts:
         table.add_column(name, justify="right", no_wrap=True)
@@ -112,7 +113,8 @@ def _memory(plan: Plan) -> Table:
             need.logits,
             need.total,
         )
-        table.add_row(_name(stage), *map(_gib, shown))
+        scale = 2**30 if unit == "GiB" else 2**20
+        table.add_row(_name(stage), *(_figures(count / scale) for count in shown))
     return table
 
 
@@ -121,8 +123,14 @@ def _name(stage: StagePlan) -> str:
     return stage.name if len(stage.name) <= _NAME else f"{stage.name[: _NAME - 1]}…"
 
 
-def _gib(count: float) -> str:
+def _most(plan: Plan) -> int:
+    return max(stage.memory.total for stage in plan.stages)
+
+
+def _bytes(count: float) -> str:
     gib = count / 2**30
-    if gib >= 99.95:
-        return f"{gib:,.0f}"
-    return f"{gib:.1f}" if gib >= 0.05 or count == 0 else f"{gib:.2g}"
+    return f"{_figures(gib)} GiB" if gib >= 1 else f"{_figures(count / 2**20)} MiB"
+
+
+def _figures(value: float) -> str:
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}"
