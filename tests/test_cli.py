@@ -20,7 +20,7 @@ from retort.model.decoder import Decoder
 from retort.sample.engine import Engine
 from retort.store import Run
 
-COMMANDS = ("demo", "distill", "sample", "grade", "report", "bench", "inspect", "publish")
+COMMANDS = ("demo", "distill", "sample", "grade", "report", "bench", "inspect", "export", "publish")
 # Typer itself imports pydantic, which is quick; reading a recipe's models is not needed for help.
 HEAVY = {"torch", "transformers", "datasets", "pyarrow", "duckdb", "altair", "numpy"}
 LATER = {"retort.recipe", "retort.store", "retort.demo"}

@@ -484,3 +484,14 @@ def test_bundled_recipes_are_right(path: Path) -> None:
 
 def test_recipes_are_bundled() -> None:
     assert RECIPES / "demo" / "teacher.yaml" in BUNDLED
+
+
+def test_a_bundled_recipe_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no file of that name; one that is here comes first."""
+    monkeypatch.chdir(tmp_path)
+    bundled = recipe.load(DistillRecipe, ["demo/pure.yaml"])
+    assert bundled == recipe.load(DistillRecipe, [RECIPES / "demo" / "pure.yaml"])
+    (tmp_path / "demo").mkdir()
+    text = (RECIPES / "demo" / "pure.yaml").read_text()
+    (tmp_path / "demo" / "pure.yaml").write_text(text.replace("out: runs/pure", "out: elsewhere"))
+    assert recipe.load(DistillRecipe, ["demo/pure.yaml"]).out == Path("elsewhere")

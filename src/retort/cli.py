@@ -36,7 +36,7 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
-        if os.environ.get("RANK", "0") != "0":  # of the processes that torchrun starts, one speaks
+        if not _main_process():
             raise SystemExit(2) from None
         console.fail(str(error))
     except OSError as error:
@@ -72,6 +72,9 @@ def distill(
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what it would cost, and do nothing.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Take two steps of each stage with random data.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Train a student as a recipe says: YAML files and KEY=VALUE, the later ones winning.
@@ -81,12 +84,16 @@ def distill(
     from retort import console
     from retort.recipe import DistillRecipe, load
 
-    if plan:
-        _print_plan(load(DistillRecipe, sources), json)
+    recipe = load(DistillRecipe, sources)
+    if plan or dry_run:
+        if plan:
+            _print_plan(recipe, json)
+        if dry_run:
+            _print_trials(recipe, json)
         return
     from retort.train.loop import distill as run
 
-    folder = run(load(DistillRecipe, sources))
+    folder = run(recipe)
     if json:
         console.print_json_line({"out": folder})
 
@@ -273,6 +280,24 @@ def _print_plan(recipe: DistillRecipe, json: bool) -> None:
     if json:
         totals = {"tokens": found.tokens, "flops": found.flops, "hours": found.hours}
         console.print_json_line(asdict(found) | {"total": totals})
+
+
+def _print_trials(recipe: DistillRecipe, json: bool) -> None:
+    from dataclasses import asdict
+
+    from retort import console
+    from retort.train.dry_run import dry_run, table
+
+    trials = dry_run(recipe)
+    if _main_process():
+        console.print_table(table(trials))
+        if json:
+            console.print_json_line([asdict(trial) for trial in trials])
+
+
+def _main_process() -> bool:
+    """Of the processes that torchrun starts, one speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _print_curves(curves: Curves) -> None:

@@ -21,8 +21,6 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from retort.metrics import MetricsLog as MetricsLog
-from retort.metrics import read_metrics as read_metrics
 from retort.metrics import to_json
 
 PLAIN_INTERVAL_S = 10.0

@@ -18,8 +18,8 @@ import torch
 
 import retort
 from retort import recipe as recipes
-from retort.console import read_metrics
 from retort.data.packing import Batch
+from retort.metrics import read_metrics
 from retort.recipe import DistillRecipe
 from retort.train import loop
 from retort.train.prepare import work_folder

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import retort
 from retort import recipe as recipes
-from retort.console import read_metrics
 from retort.data.chat import load_tokenizer, train_tokenizer
+from retort.metrics import read_metrics
 from retort.model import weights
 from retort.model.config import ATTENTION, LINEAR
 from retort.model.decoder import Decoder

@@ -18,7 +18,7 @@ from retort.model.weights import empty
 from retort.recipe import Objective, Parallel, Stage, parse
 from retort.train import divergence
 from retort.train.memory import LOGITS, LOGITS_ALONE, Memory, Setup, Sizes, memory, sizes
-from retort.train.objectives import evaluate, trainable
+from retort.train.objectives import trainable
 from retort.train.parallel import open_world, spread_student
 
 MakeDecoder = Callable[..., Decoder]
@@ -76,11 +76,11 @@ def step_peak(student: Decoder, teacher: Decoder, objective: Objective, recomput
         parameter.requires_grad_(name in names)
     settings = Parallel(recompute=recompute)
     with open_world("cpu", settings) as world:
-        student = spread_student(student, world, settings).student
+        trained = spread_student(student, world, settings)
     ids_BT = torch.randint(61, (ROWS, LENGTH))
     document_BT = (torch.arange(LENGTH) // 40).expand(ROWS, -1).contiguous()
     batch = Batch(ids_BT, document_BT, document_BT >= 0)
-    return peak(lambda: evaluate(student, teacher, batch, objective).sum.backward())
+    return peak(lambda: trained(teacher, batch, objective).sum.backward())
 
 
 CASES = [
@@ -145,13 +145,13 @@ def test_shares_and_what_is_gathered() -> None:
     assert plan.teacher == 2 * -(-theirs.total // 8) + 2 * theirs.root
 
 
-def test_logits_are_those_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_are_those_of_a_chunk() -> None:
     """Chunks so large that the loss is the fullest moment of a step."""
-    monkeypatch.setattr("retort.train.memory.CHUNK_ELEMENTS", 2**28)
-    plan, _ = published("distill", rows=64)
+    plan, _ = published("distill", rows=64, chunk=2**28)
     vocabulary, width = 128_256, 2048
     tokens = 2**28 // vocabulary
-    assert plan.logits == 5 * 4 * vocabulary * tokens + 2 * 2 * vocabulary * width
+    head = vocabulary * width
+    assert plan.logits == 4 * LOGITS["forward"] * vocabulary * tokens + (2 + 4) * head
 
 
 @pytest.mark.parametrize("what", ["forward", "reverse", "jsd", "supervised"])

@@ -221,7 +221,7 @@ def test_disk() -> None:
         ),
         (
             {"student": {"start": "folder", "folder": "no/student"}},
-            "student.folder: no/student is not here",
+            "student: no/student is not here.*planning.student",
         ),
     ],
 )

@@ -46,7 +46,7 @@ def file_rows(data: Files, columns: Sequence[str], convert: Convert, seed: int) 
         files = local_files(data.path)
     else:
         assert data.hub is not None
-        files = _files(hub_files(data.hub, data.subset, data.split))
+        files = _files(hub_files(data.hub, data.subset, data.split or "train"))
     with ThreadPoolExecutor(THREADS) as pool:
         blocks = list(pool.map(lambda file: _blocks(file, data, columns), files))
     rows = FileRows([b for each in blocks for b in each if b.rows], tuple(columns), convert, seed)

@@ -47,6 +47,10 @@ class Attention(nn.Module):
             y_BHTD = _attend_one(q_BHTD, k_BKTD, v_BKTD, context)
         else:
             mask = None if context.mask_BTL is None else context.mask_BTL[:, None]
+            if mask is not None and u_BTC.is_cuda:
+                # The one kernel that takes a mask and never has all of T x T takes no groups.
+                times = self.heads // self.kv_heads
+                k_BKTD, v_BKTD = (x.repeat_interleave(times, dim=1) for x in (k_BKTD, v_BKTD))
             y_BHTD = scaled_dot_product_attention(
                 q_BHTD, k_BKTD, v_BKTD, attn_mask=mask, is_causal=mask is None, enable_gqa=True
             )

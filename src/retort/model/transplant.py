@@ -225,8 +225,8 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 @torch.no_grad()
 def _fill(student: Decoder, teacher: Decoder, start: Start) -> None:
     """Copies every tensor that both have, dtype included, and starts the new mixers."""
-    shared = student.state_dict().keys() & teacher.state_dict().keys()
-    copies = {name: teacher.state_dict()[name].clone() for name in sorted(shared)}
+    wanted = student.state_dict().keys()
+    copies = {n: tensor.clone() for n, tensor in teacher.state_dict().items() if n in wanted}
     for new, old in zip(student.blocks, teacher.blocks, strict=True):
         if new.layer_type == LINEAR and old.layer_type == ATTENTION:
             with _default_dtype(teacher.lm_head.weight.dtype), teacher.device:

@@ -81,13 +81,13 @@ class Files(Frozen):
     path: Path | None = None
     hub: str | None = None
     subset: str | None = None
-    split: str = "train"
+    split: str | None = None
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
         if (self.path is None) == (self.hub is None):
             raise ValueError("give either path or hub, the one place where the rows are")
-        if self.path is not None and self.model_fields_set & {"subset", "split"}:
+        if self.path is not None and (self.subset or self.split):
             raise ValueError("subset and split: belong to hub; a path names its files itself")
         return self
 

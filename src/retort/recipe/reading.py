@@ -19,7 +19,8 @@ R = TypeVar("R", bound=Frozen)
 def load(kind: type[R], sources: Iterable[str | Path]) -> R:
     """The recipe that `sources` describe, read from left to right, the later ones winning.
 
-    A source with a `=` sets one value (`stages.0.optim.lr=1e-3`); any other is a YAML file.
+    A source with a `=` sets one value (`stages.0.optim.lr=1e-3`); any other is a YAML file, of this
+    machine or, where there is none, a bundled one (`llamba-1b.yaml`, `demo/pure.yaml`).
     Mappings are merged key by key, everything else is replaced.
     Raises RecipeError, with a line for each mistake.
     """
@@ -29,7 +30,7 @@ def load(kind: type[R], sources: Iterable[str | Path]) -> R:
         if isinstance(source, str) and "=" in text:
             _assign(merged, *text.split("=", 1))
         else:
-            merged = _merge(merged, _read(Path(text)))
+            merged = _merge(merged, _read(_found(Path(text))))
     return parse(kind, merged)
 
 
@@ -51,6 +52,11 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
 )
+
+
+def _found(path: Path) -> Path:
+    bundled = RECIPES / path
+    return bundled if bundled.is_file() and not path.exists() else path
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -67,10 +67,11 @@ class Evaluation(Frozen):
 
 class Planning(Frozen):
     """What `--plan` assumes: how many GPUs of which kind, the share of their arithmetic that a step
-    reaches, and the teacher's size by name where its folder is not here yet.
+    reaches, and by name the sizes of models whose folders are not here yet.
     """
 
     gpu: str = "h100-80gb"
     gpus: PositiveInt = 1
     utilisation: Annotated[Fraction, Field(gt=0)] = 0.4
     teacher: str | None = None
+    student: str | None = None

@@ -1,7 +1,8 @@
 """Losses between token distributions, straight from hidden states, a chunk of tokens at a time.
 
-The logits of a chunk are made, compared and dropped, and made again in the backward pass, so that
-never more than a chunk of T x V exists.
+Gradients are made along with the loss, since both need the logits: never more than a chunk of T x V
+exists, and none of it twice. The head's gradient is summed in float32 over the chunks, however
+rounded the products are.
 
 Shapes: M tokens, D model width, V vocabulary.
 """
@@ -10,26 +11,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import log
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
+
+Direction = Literal["forward", "reverse", "jsd"]
+Valued = tuple[Tensor, Tensor]
+"""A sum over tokens, and its gradient by what it was made from."""
+
+ChunkLoss = Callable[[Tensor, int, int], Valued]
+"""The loss of the tokens from one position to another, and its gradient, from their logits."""
 
 CHUNK_ELEMENTS = 2**23
 """Logits that exist at once: 32 MiB in float32."""
 
-Direction = Literal["forward", "reverse", "jsd"]
+CHUNK_ELEMENTS_CUDA = 2**26
+"""The same on a GPU, whose products must be large to be worth reading the head for."""
 
 
 def cross_entropy_sum(h_MD: Tensor, head_VD: Tensor, target_M: Tensor) -> Tensor:
     """Sum over tokens of -log p(target)."""
 
-    def loss(h_MD: Tensor, target_M: Tensor) -> Tensor:
-        return cross_entropy(_logits(h_MD, head_VD), target_M, reduction="sum")
+    def loss(logits_CV: Tensor, start: int, stop: int) -> Valued:
+        target_C1 = target_M[start:stop, None]
+        log_p_CV = logits_CV.log_softmax(-1)
+        value = -log_p_CV.gather(-1, target_C1).sum()
+        gradient_CV = log_p_CV.exp_()
+        gradient_CV.scatter_add_(-1, target_C1, -torch.ones_like(gradient_CV[:, :1]))
+        return value, gradient_CV
 
-    return _in_chunks(loss, head_VD.shape[0], h_MD, target_M)
+    return _in_chunks(loss, h_MD, head_VD)
 
 
 def divergence_sum(
@@ -44,32 +57,49 @@ def divergence_sum(
 
     forward: KL(teacher || student); reverse: KL(student || teacher); jsd: the mean of both KLs to
     the even mixture. The square keeps the gradient's scale (Hinton et al. 2015, arXiv 1503.02531).
+    The teacher's side is taken as it is: nothing is learnt there.
     """
 
-    def loss(student_MD: Tensor, teacher_MD: Tensor) -> Tensor:
-        student_MV = (_logits(student_MD, student_head_VD) / temperature).log_softmax(-1)
-        teacher_MV = (_logits(teacher_MD, teacher_head_VD) / temperature).log_softmax(-1)
-        return temperature**2 * _DIVERGENCES[direction](student_MV, teacher_MV)
+    def loss(logits_CV: Tensor, start: int, stop: int) -> Valued:
+        log_q_CV = logits_CV.div_(temperature).log_softmax(-1)
+        theirs_CV = _logits(teacher_MD[start:stop].detach(), teacher_head_VD.detach())
+        log_p_CV = theirs_CV.div_(temperature).log_softmax(-1)
+        value, gradient_CV = _DIVERGENCES[direction](log_q_CV, log_p_CV)
+        return temperature**2 * value, gradient_CV.mul_(temperature)
 
-    return _in_chunks(loss, student_head_VD.shape[0], student_MD, teacher_MD)
-
-
-def kl_sum(log_p_MV: Tensor, log_q_MV: Tensor) -> Tensor:
-    """Sum over tokens of KL(p || q), from log-probabilities."""
-    return (log_p_MV.exp() * (log_p_MV - log_q_MV)).sum()
+    return _in_chunks(loss, student_MD, student_head_VD)
 
 
-def _forward(student_MV: Tensor, teacher_MV: Tensor) -> Tensor:
-    return kl_sum(teacher_MV, student_MV)
+# Each gives the divergence and its gradient by the student's logits, from the log-probabilities of
+# the student (q) and of the teacher (p). Both are done with afterwards, and may be written over.
 
 
-def _reverse(student_MV: Tensor, teacher_MV: Tensor) -> Tensor:
-    return kl_sum(student_MV, teacher_MV)
+def _forward(log_q_MV: Tensor, log_p_MV: Tensor) -> Valued:
+    """KL(p || q), whose gradient is q - p."""
+    p_MV = log_p_MV.exp()
+    value = log_p_MV.sub_(log_q_MV).mul_(p_MV).sum()
+    return value, log_q_MV.exp_().sub_(p_MV)
 
 
-def _jsd(student_MV: Tensor, teacher_MV: Tensor) -> Tensor:
-    mixture_MV = torch.logaddexp(student_MV, teacher_MV) - log(2)
-    return (kl_sum(student_MV, mixture_MV) + kl_sum(teacher_MV, mixture_MV)) / 2
+def _reverse(log_q_MV: Tensor, log_p_MV: Tensor) -> Valued:
+    """KL(q || p), whose gradient is q (log q - log p - KL)."""
+    ratio_MV = torch.sub(log_q_MV, log_p_MV, out=log_p_MV)
+    return _from_ratio(log_q_MV, ratio_MV)
+
+
+def _jsd(log_q_MV: Tensor, log_p_MV: Tensor) -> Valued:
+    """(KL(q || m) + KL(p || m)) / 2 with m their mean; of its gradient the first half is left."""
+    log_m_MV = torch.logaddexp(log_q_MV, log_p_MV).sub_(log(2))
+    theirs = log_p_MV.exp().mul_(log_p_MV.sub_(log_m_MV)).sum()
+    ours, gradient_MV = _from_ratio(log_q_MV, torch.sub(log_q_MV, log_m_MV, out=log_m_MV))
+    return (ours + theirs) / 2, gradient_MV.div_(2)
+
+
+def _from_ratio(log_q_MV: Tensor, ratio_MV: Tensor) -> Valued:
+    """The mean of a log-ratio under q, and q (ratio - mean)."""
+    q_MV = log_q_MV.exp_()
+    mean_M1 = (q_MV * ratio_MV).sum(-1, keepdim=True)
+    return mean_M1.sum(), ratio_MV.sub_(mean_M1).mul_(q_MV)
 
 
 _DIVERGENCES = {"forward": _forward, "reverse": _reverse, "jsd": _jsd}
@@ -79,11 +109,54 @@ def _logits(h_MD: Tensor, head_VD: Tensor) -> Tensor:
     return (h_MD @ head_VD.T).float()
 
 
-def _in_chunks(
-    loss: Callable[[Tensor, Tensor], Tensor], vocabulary: int, first_M: Tensor, second_M: Tensor
-) -> Tensor:
-    size = max(1, CHUNK_ELEMENTS // vocabulary)
-    total = first_M.new_zeros((), dtype=torch.float32)
-    for first, second in zip(first_M.split(size), second_M.split(size), strict=True):
-        total = total + checkpoint(loss, first, second, use_reentrant=False)
+# ---------------------------------------------------------------- chunks
+
+
+def _in_chunks(loss: ChunkLoss, h_MD: Tensor, head_VD: Tensor) -> Tensor:
+    """The sum of a loss over all tokens."""
+    if torch.is_grad_enabled() and (h_MD.requires_grad or head_VD.requires_grad):
+        total: Tensor = _WithGradients.apply(h_MD, head_VD, loss)
+        return total
+    total = h_MD.new_zeros((), dtype=torch.float32)
+    for start, stop in _spans(h_MD, head_VD):
+        total += loss(_logits(h_MD[start:stop], head_VD), start, stop)[0]
     return total
+
+
+def _spans(h_MD: Tensor, head_VD: Tensor) -> list[tuple[int, int]]:
+    tokens = h_MD.shape[0]
+    elements = CHUNK_ELEMENTS_CUDA if h_MD.is_cuda else CHUNK_ELEMENTS
+    size = max(1, elements // head_VD.shape[0])
+    return [(start, min(start + size, tokens)) for start in range(0, tokens, size)]
+
+
+class _WithGradients(torch.autograd.Function):
+    """The sum, with the gradients of its hidden states and of the head ready for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, h_MD: Tensor, head_VD: Tensor, loss: ChunkLoss) -> Tensor:
+        total = h_MD.new_zeros((), dtype=torch.float32)
+        of_h_MD = torch.empty_like(h_MD) if ctx.needs_input_grad[0] else None
+        needed = ctx.needs_input_grad[1]
+        of_head_VD = torch.zeros_like(head_VD, dtype=torch.float32) if needed else None
+        for start, stop in _spans(h_MD, head_VD):
+            h_CD = h_MD[start:stop]
+            value, gradient_CV = loss(_logits(h_CD, head_VD), start, stop)
+            total += value
+            of_logits_CV = gradient_CV.to(h_CD.dtype)
+            if of_h_MD is not None:
+                of_h_MD[start:stop] = of_logits_CV @ head_VD
+            if of_head_VD is not None:
+                of_head_VD += of_logits_CV.T @ h_CD
+            del gradient_CV, of_logits_CV  # before the next chunk is made
+        ctx.save_for_backward(of_h_MD, of_head_VD)
+        ctx.dtype = head_VD.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        of_h_MD, of_head_VD = ctx.saved_tensors
+        of_h_MD = None if of_h_MD is None else of_h_MD * scale.to(of_h_MD.dtype)
+        of_head_VD = None if of_head_VD is None else of_head_VD.to(ctx.dtype) * scale
+        return of_h_MD, of_head_VD, None

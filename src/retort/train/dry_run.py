@@ -15,7 +15,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from retort import console
-
 from retort.data.packing import Batch
 from retort.model import weights
 from retort.model.config import DecoderConfig
@@ -34,6 +33,7 @@ from retort.train.parallel import (
 from retort.train.plan import StagePlan, plan
 from retort.train.state import Progress, State
 from retort.train.step import Stepper
+from retort.train.work import token_flops
 
 STEPS = 2
 """The first one also makes the optimiser's state and whatever kernels are compiled."""
@@ -73,7 +73,8 @@ def dry_run(recipe: DistillRecipe) -> tuple[Trial, ...]:
         for index, stage in enumerate(recipe.stages):
             state.begin(stage)
             note_trained(trained)
-            stepper = Stepper(trained, spread, state, stage, recipe.guard, world)
+            flops = token_flops(stage, trained.student, spread, state.named)
+            stepper = Stepper(trained, spread, state, stage, recipe.guard, world, flops)
             trials.append(_trial(stepper, planned.stages[index]))
             state.end()
         return tuple(trials)
@@ -128,8 +129,10 @@ def _trial(stepper: Stepper, planned: StagePlan) -> Trial:
     world, stage = stepper.world, stepper.stage
     if world.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(world.device)
-    for step in range(STEPS):
-        record = stepper.take(_batch(stepper, step))
+    with console.progress(stage.name, STEPS, "steps", show=world.main) as advance:
+        for step in range(STEPS):
+            record = stepper.take(_batch(stepper, step))
+            advance()
     seconds = stage.rows * stage.length / record["tokens_per_second"]
     return Trial(
         stage=stage.name,
@@ -166,7 +169,11 @@ def table(trials: Sequence[Trial]) -> Table:
             console.format_seconds(trial.seconds),
             console.format_count(trial.tokens_per_second),
             "-" if used is None else f"{used:.0%}",
-            "-" if measured is None else f"{measured:.1f} GiB",
-            f"{trial.planned_gib:.1f} GiB",
+            "-" if measured is None else _size(measured),
+            _size(trial.planned_gib),
         )
     return shown
+
+
+def _size(gib: float) -> str:
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{1024 * gib:.0f} MiB"

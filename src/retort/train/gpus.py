@@ -46,6 +46,27 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
 )
 
 
+# What CUDA calls them; the first that is part of a device's name.
+_DEVICES = (
+    ("H200", "h200-141gb"),
+    ("H100 PCIe", "h100-pcie-80gb"),
+    ("H100", "h100-80gb"),
+    ("B200", "b200-180gb"),
+    ("A100-SXM4-40GB", "a100-40gb"),
+    ("A100-PCIE-40GB", "a100-40gb"),
+    ("A100", "a100-80gb"),
+    ("L40S", "l40s-48gb"),
+    ("RTX 3090", "rtx-3090-24gb"),
+    ("RTX 4090", "rtx-4090-24gb"),
+    ("RTX 5090", "rtx-5090-32gb"),
+)
+
+
+def of_device(name: str) -> Gpu | None:
+    """The GPU that CUDA calls by that name, if it is in the table."""
+    return next((GPUS[key] for part, key in _DEVICES if part in name), None)
+
+
 def gpu(name: str) -> Gpu:
     """The GPU of that name. Raises ValueError for one that is not in the table."""
     if name in GPUS:

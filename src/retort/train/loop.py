@@ -41,6 +41,7 @@ from retort.train.parallel import (
 from retort.train.prepare import Job, finished, identity, prepare_all, work_folder
 from retort.train.state import Progress, State
 from retort.train.step import Stepper
+from retort.train.work import token_flops
 
 METRICS = "metrics.jsonl"
 DROPPED = "decontamination.jsonl"
@@ -169,10 +170,14 @@ class _Run:
         if self.state.optimizer is None:
             self.state.begin(stage)
         note_trained(self.trained)
-        stepper = Stepper(self.trained, self.teacher, self.state, stage, recipe.guard, self.world)
+        flops = token_flops(stage, self.trained.student, self.teacher, self.state.named)
+        stepper = Stepper(
+            self.trained, self.teacher, self.state, stage, recipe.guard, self.world, flops
+        )
         show = self.world.main
         bar = console.progress(stage.name, stage.steps, "steps", progress.step, show)
         with bar as advance, Ahead(self._rows(stage)) as rows:
+            self._evaluate(stage)  # which a signal may have cut short
             while progress.step < stage.steps:
                 record = stepper.take(self._batch(stage, rows))
                 self._record(stage, record, rows)
@@ -214,14 +219,17 @@ class _Run:
     # ------------------------------------------------------------ evaluation
 
     def _evaluate(self, stage: Stage) -> None:
-        """Has the student answer where that is due; what was interrupted is not counted."""
+        """Has the student answer where that is due and not done; what is interrupted is not."""
         settings, progress = self.job.recipe.evaluation, self.state.progress
         total = progress.total(self.job.recipe)
-        if settings is None or (total % settings.every and total < self.job.recipe.steps):
+        if settings is None or total == progress.evaluated:
+            return
+        if total % settings.every and total < self.job.recipe.steps:
             return
         answers = self._answers()
         if not answers.complete:
             return
+        progress.evaluated = total
         if self.log is not None:
             record = {"step": total, "stage": stage.name, "tokens": progress.tokens}
             self.log.write(record | {"evaluation": answers.record()})

@@ -23,8 +23,8 @@ from retort.train.work import Recompute
 _FLOAT32 = 4
 
 # Chunks of logits, in float32, that exist at once: counted in tests.
-LOGITS = {"forward": 5, "reverse": 5, "jsd": 8}
-LOGITS_ALONE = 3
+LOGITS = {"forward": 5, "reverse": 5, "jsd": 6}
+LOGITS_ALONE = 2
 
 # T x T matrices of one layer, in float32, that exist beside those which are kept.
 _SQUARES = 4.5
@@ -45,13 +45,15 @@ class Sizes:
 @dataclass(frozen=True)
 class Setup:
     """How a run is spread: processes that share a copy, whether they shard at all (a process on a
-    CPU does not), bytes of a number that products are computed with, and what is computed again.
+    CPU does not), bytes of a number that products are computed with, what is computed again, and
+    the logits that exist at once.
     """
 
     shard: int
     sharded: bool
     size: int
     recompute: Recompute
+    chunk: int = CHUNK_ELEMENTS
 
 
 @dataclass(frozen=True)
@@ -183,9 +185,13 @@ class _Step:
         )
 
     def _losses(self, full: Memory, objective: Distill | Supervised) -> Memory:
-        """A chunk of logits, its gradient of the head, and the sum of those before it."""
-        logits = _FLOAT32 * _buffers(objective) * _chunk(self.config.vocab_size, self.tokens)
-        return replace(full, logits=logits + 2 * self._head)
+        """A chunk of logits, its gradient of the head, and the sum of those before it in float32;
+        then that sum as it is cast and scaled.
+        """
+        chunk = _chunk(self.config.vocab_size, self.tokens, self.setup.chunk)
+        head = self._head // self.setup.size
+        making = _FLOAT32 * (_buffers(objective) * chunk + head) + self._head
+        return replace(full, logits=max(making, _FLOAT32 * head + max(2 * self._head, 4 * head)))
 
     def _last_block(self, full: Memory) -> Memory:
         """The first gradients of blocks."""
@@ -265,7 +271,8 @@ def _activations(
         case MixingMatrices():
             square = _SQUARES * _FLOAT32 * teacher.heads * length
             each = activations.matrices(config, length, setup.size)
-            return int(tokens * (states + len(blocks) * each + square))
+            layers = len(blocks) if setup.recompute == "none" else 1
+            return int(tokens * (states + layers * each + square))
         case HiddenStates():
             difference = _FLOAT32 * config.hidden_size
             if objective.compare == "mixer":
@@ -304,6 +311,6 @@ def _buffers(objective: Distill | Supervised) -> int:
     return LOGITS[objective.direction] if isinstance(objective, Distill) else LOGITS_ALONE
 
 
-def _chunk(vocabulary: int, tokens: int) -> int:
+def _chunk(vocabulary: int, tokens: int, elements: int) -> int:
     """Logits of the tokens that are compared at once."""
-    return vocabulary * min(tokens, max(1, CHUNK_ELEMENTS // vocabulary))
+    return vocabulary * min(tokens, max(1, elements // vocabulary))

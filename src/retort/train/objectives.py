@@ -8,10 +8,12 @@ Shapes: B rows, T tokens, D model width, H heads, M learnt tokens.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from retort.data.packing import Batch
 from retort.model.config import LINEAR
@@ -38,14 +40,23 @@ def count(batch: Batch, objective: Objective) -> int:
             return int(batch.learn_BT.sum())
 
 
-def evaluate(student: Decoder, teacher: Decoder | None, batch: Batch, objective: Objective) -> Loss:
-    """The loss of whichever objective a stage has. All but `supervised` need a teacher."""
+def evaluate(
+    student: Decoder,
+    teacher: Decoder | None,
+    batch: Batch,
+    objective: Objective,
+    recompute: bool = False,
+) -> Loss:
+    """The loss of whichever objective a stage has. All but `supervised` need a teacher.
+
+    `recompute` has matrices of T x T made again in the backward pass, one layer at a time.
+    """
     if isinstance(objective, Supervised):
         return supervised(student, batch)
     assert teacher is not None
     match objective:
         case MixingMatrices():
-            return mixing_matrices(student, teacher, batch, objective)
+            return mixing_matrices(student, teacher, batch, objective, recompute)
         case HiddenStates():
             return hidden_states(student, teacher, batch, objective)
         case Distill():
@@ -53,7 +64,11 @@ def evaluate(student: Decoder, teacher: Decoder | None, batch: Batch, objective:
 
 
 def mixing_matrices(
-    student: Decoder, teacher: Decoder, batch: Batch, settings: MixingMatrices
+    student: Decoder,
+    teacher: Decoder,
+    batch: Batch,
+    settings: MixingMatrices,
+    recompute: bool = False,
 ) -> Loss:
     """MOHAWK stage 1 (arXiv 2408.10189): the Frobenius distance between attention matrices and
     the student's mixing matrices, given the teacher's hidden states; a mean over heads, summed
@@ -62,16 +77,17 @@ def mixing_matrices(
     inputs = _teacher_states(teacher, batch)
     context = student.context(batch.ids_BT, None, batch.document_BT)
     valid_B1T1 = (batch.document_BT >= 0)[:, None, :, None]  # nothing to imitate among padding
-    parts = {}
-    for i in replaced_layers(student):
+
+    def distance(i: int, h_BTD: Tensor) -> Tensor:
         with torch.no_grad():
-            target_BHTT = teacher.blocks[i].mixing_matrix(inputs[i], context)
-        difference_BHTT = target_BHTT - student.blocks[i].mixing_matrix(inputs[i], context)
+            target_BHTT = teacher.blocks[i].mixing_matrix(h_BTD, context)
+        difference_BHTT = target_BHTT - student.blocks[i].mixing_matrix(h_BTD, context)
         distance_BH = torch.linalg.matrix_norm((difference_BHTT * valid_B1T1).float())
-        if settings.squared:
-            distance_BH = distance_BH**2
-        parts[f"layer_{i}"] = distance_BH.mean(1).sum()
-    return _total(parts)
+        return (distance_BH**2 if settings.squared else distance_BH).mean(1).sum()
+
+    if recompute:
+        distance = partial(checkpoint, distance, use_reentrant=False)
+    return _total({f"layer_{i}": distance(i, inputs[i]) for i in replaced_layers(student)})
 
 
 def hidden_states(student: Decoder, teacher: Decoder, batch: Batch, settings: HiddenStates) -> Loss:

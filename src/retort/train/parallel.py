@@ -172,13 +172,13 @@ class Trained(nn.Module):
     objectives use a decoder in more ways than its own forward.
     """
 
-    def __init__(self, student: Decoder) -> None:
+    def __init__(self, student: Decoder, recompute: bool) -> None:
         super().__init__()
-        self.student = student
+        self.student, self.recompute = student, recompute
 
     def forward(self, teacher: Decoder | None, batch: Batch, objective: Objective) -> Loss:
         """The loss of a batch under an objective."""
-        return evaluate(self.student, teacher, batch, objective)
+        return evaluate(self.student, teacher, batch, objective, self.recompute)
 
 
 def spread_student(student: Decoder, world: World, settings: Parallel) -> Trained:
@@ -190,7 +190,7 @@ def spread_student(student: Decoder, world: World, settings: Parallel) -> Traine
     """
     cast(student, torch.float32)
     _wrap_blocks(student, settings)
-    trained = Trained(student)
+    trained = Trained(student, settings.recompute != "none")
     if world.mesh is None:
         student.to(world.device)
         return trained
@@ -222,12 +222,11 @@ def note_trained(trained: nn.Module) -> None:
 
 
 def whole(student: Decoder, world: World, dtype: torch.dtype) -> Decoder:
-    """A decoder with all of the student's weights on this process's device, for generating text.
+    """A decoder with all of the student's weights on this process's device, for generating text:
+    its blocks are plain. Weights that are whole here already, in that dtype, are shared.
 
     All processes must call it, as they must the next one.
     """
-    if world.mesh is None:
-        return student
     return _assembled(student, _gathered(student, dtype, world.device))
 
 

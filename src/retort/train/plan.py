@@ -6,34 +6,22 @@ Neither weights, nor data, nor a tokenizer, nor a GPU is needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-
-from retort.model import weights
-from retort.model.config import ATTENTION, DecoderConfig, LayerType
 from retort.model.decoder import Decoder
-from retort.model.geometries import geometry
-from retort.model.transplant import as_paper, every, keep_attention, transplant
 from retort.recipe import (
-    Continued,
     Distill,
     DistillRecipe,
-    Fresh,
-    Keep,
-    KeepEvery,
     KeepImportant,
-    KeepLayers,
-    KeepPaper,
     Stage,
     Transplanted,
 )
-from retort.train import prepare
+from retort.train.divergence import CHUNK_ELEMENTS, CHUNK_ELEMENTS_CUDA
 from retort.train.gpus import gpu
 from retort.train.memory import Memory, Setup, memory, sizes
 from retort.train.objectives import trainable
+from retort.train.outline import outline
+from retort.train.prepare import check_rows, check_shapes
 from retort.train.schedule import not_frozen
 from retort.train.work import Work, multiplied_weights, work
 
@@ -111,12 +99,11 @@ def plan(recipe: DistillRecipe) -> Plan:
     """What a recipe costs. Raises ValueError for one that does not fit its models, for processes
     that cannot share its rows, and for a model of unknown size.
     """
-    notes: list[str] = []
-    teacher = _teacher(recipe, notes)
-    student = _student(recipe, teacher, notes)
-    prepare._check_shapes(recipe, student, teacher)
+    found = outline(recipe)
+    student, teacher = found.student, found.teacher
+    check_shapes(recipe, student, teacher)
     processes = 1 if _on_cpu(recipe) else recipe.planning.gpus
-    prepare._check_rows(recipe, processes)
+    check_rows(recipe, processes)
     setup = _setup(recipe, processes)
     stages = [_stage(recipe, stage, student, teacher, processes, setup) for stage in recipe.stages]
     return Plan(
@@ -127,7 +114,7 @@ def plan(recipe: DistillRecipe) -> Plan:
         utilisation=recipe.planning.utilisation,
         stages=tuple(stages),
         disk=_disk(recipe, student.size, max(stage.trainable for stage in stages), setup),
-        notes=(*notes, *_uncounted(recipe)),
+        notes=(*found.notes, *_uncounted(recipe)),
     )
 
 
@@ -143,7 +130,8 @@ def _setup(recipe: DistillRecipe, processes: int) -> Setup:
     dtype = settings.dtype or ("float32" if _on_cpu(recipe) else "bfloat16")
     alone = _on_cpu(recipe) and dtype == "float32"
     size = _FLOAT32 if dtype == "float32" else _BFLOAT16
-    return Setup(shard, not alone, size, settings.recompute)
+    chunk = CHUNK_ELEMENTS if _on_cpu(recipe) else CHUNK_ELEMENTS_CUDA
+    return Setup(shard, not alone, size, settings.recompute, chunk)
 
 
 def _stage(
@@ -212,77 +200,3 @@ def _uncounted(recipe: DistillRecipe) -> list[str]:
     if recipe.evaluation is not None:
         notes.append("evaluation: the time to sample its answers is not counted")
     return notes
-
-
-# ---------------------------------------------------------------- models without weights
-
-
-def _teacher(recipe: DistillRecipe, notes: list[str]) -> Decoder | None:
-    if recipe.teacher is None:
-        return None
-    return weights.empty(_config(recipe.teacher, recipe.planning.teacher, "teacher", notes))
-
-
-def _config(folder: Path, name: str | None, key: str, notes: list[str]) -> DecoderConfig:
-    """A folder's configuration; where it is not here yet, the size that the recipe names."""
-    if folder.is_dir():
-        return weights.read_config(folder)
-    if name is None:
-        raise ValueError(
-            f"{key}: {folder} is not here, and a plan needs its size; put its config.json there, "
-            "or name the size: planning.teacher=llama-3.2-1b"
-        )
-    notes.append(f"{folder} is not here: {key} planned as a {name}")
-    return geometry(name)
-
-
-def _student(recipe: DistillRecipe, teacher: Decoder | None, notes: list[str]) -> Decoder:
-    match recipe.student:
-        case Transplanted() as spec:
-            assert teacher is not None
-            return _transplanted(spec, teacher)
-        case Fresh() as spec:
-            return weights.empty(_fresh(spec))
-        case Continued() as spec:
-            # Only a recipe without a teacher can name the size of its student.
-            name = recipe.planning.teacher if teacher is None else None
-            return weights.empty(_config(spec.folder, name, "student.folder", notes))
-
-
-def _transplanted(spec: Transplanted, teacher: Decoder) -> Decoder:
-    """A source that is not here yet differs from the teacher in layers that are replaced anyway."""
-    source = teacher
-    if spec.source is not None and spec.source.is_dir():
-        source = weights.empty(weights.read_config(spec.source))
-    types = _layer_types(spec.keep_attention, source.config)
-    with torch.device("meta"):
-        settings = spec.settings.model_dump()
-        return transplant(source, types, spec.mixer, start=spec.initial, **settings)
-
-
-def _layer_types(keep: Keep, source: DecoderConfig) -> Sequence[LayerType]:
-    match keep:
-        case KeepLayers():
-            return keep_attention(source.layers, keep.layers)
-        case KeepEvery():
-            return every(source.layers, keep.step)
-        case KeepPaper():
-            return as_paper(source.layers)
-        case KeepImportant():  # which ones is measured in the run; all cost the same
-            return keep_attention(source.layers, source.attention_layers[: keep.count])
-
-
-def _fresh(spec: Fresh) -> DecoderConfig:
-    """With as many words as its tokenizer may have."""
-    return DecoderConfig(
-        vocab_size=spec.vocab_size,
-        hidden_size=spec.hidden_size,
-        intermediate_size=spec.intermediate_size,
-        layer_types=(ATTENTION,) * spec.layers,
-        heads=spec.heads,
-        kv_heads=spec.kv_heads,
-        head_dim=spec.hidden_size // spec.heads,
-        max_position=spec.max_position,
-        rope_theta=spec.rope_theta,
-        tie_embeddings=True,
-    )

@@ -135,7 +135,7 @@ def _configs(job: Job | None) -> tuple[DecoderConfig | None, DecoderConfig | Non
 def prepare(recipe: DistillRecipe, processes: int = 1) -> Job:
     """Opens everything the run needs, so that mistakes show before anything is written."""
     _check_out(recipe)
-    _check_rows(recipe, processes)
+    check_rows(recipe, processes)
     torch.manual_seed(recipe.seed)
     teacher, costs = None, dict[int, float]()
     if recipe.teacher is not None:
@@ -157,7 +157,7 @@ def prepare(recipe: DistillRecipe, processes: int = 1) -> Job:
             if recipe.teacher is not None:
                 teacher_tokenizer = load_tokenizer(recipe.teacher)
                 check_same_tokenizer(teacher_tokenizer, tokenizer, spec.folder)
-    _check_shapes(recipe, student, teacher)
+    check_shapes(recipe, student, teacher)
     check_trackers(recipe.trackers)
     job = _opened(Job(recipe, student.train(), teacher, tokenizer, costs))
     for stage in recipe.stages:
@@ -177,7 +177,7 @@ def _tokenizer(recipe: DistillRecipe) -> PreTrainedTokenizerBase:
             return load_tokenizer(spec.folder)
 
 
-def _check_rows(recipe: DistillRecipe, processes: int) -> None:
+def check_rows(recipe: DistillRecipe, processes: int) -> None:
     for stage in recipe.stages:
         if stage.rows % processes:
             raise ValueError(
@@ -245,7 +245,7 @@ def _check_out(recipe: DistillRecipe) -> None:
         raise ValueError(f"out: {recipe.out} holds a model; choose another, or add force=true")
 
 
-def _check_shapes(recipe: DistillRecipe, student: Decoder, teacher: Decoder | None) -> None:
+def check_shapes(recipe: DistillRecipe, student: Decoder, teacher: Decoder | None) -> None:
     """Layer-wise objectives compare layer i with layer i, and `distill` token with token."""
     if teacher is None:
         return

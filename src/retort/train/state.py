@@ -39,6 +39,7 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     data: dict[str, Any] | None = None
     best: float | None = None
+    evaluated: int = 0
 
     def total(self, recipe: DistillRecipe) -> int:
         """Steps taken in this stage and all before it."""

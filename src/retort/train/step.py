@@ -13,6 +13,7 @@ from retort import console
 from retort.data.packing import Batch
 from retort.model.decoder import Decoder
 from retort.recipe import Guard, Stage
+from retort.train.gpus import of_device
 from retort.train.guard import is_finite, is_spike
 from retort.train.objectives import count
 from retort.train.parallel import Trained, World, clip
@@ -22,7 +23,7 @@ from retort.train.state import State
 
 @dataclass(frozen=True)
 class Stepper:
-    """What takes the steps of a stage."""
+    """What takes the steps of a stage; `token_flops` are those of the models for one token."""
 
     trained: Trained
     teacher: Decoder | None
@@ -30,6 +31,7 @@ class Stepper:
     stage: Stage
     guard: Guard
     world: World
+    token_flops: float = 0.0
 
     def take(self, batch: Batch) -> dict[str, Any]:
         """Takes a step with this process's rows of a batch; returns what is recorded of it.
@@ -58,6 +60,7 @@ class Stepper:
             "bad_steps": progress.bad_steps,
             "tokens_per_second": tokens / seconds,
             "seconds": progress.seconds,
+            **_utilisation(self.world, self.token_flops * tokens / seconds),
             **_memory(self.world.device),
         }
 
@@ -111,6 +114,14 @@ class Stepper:
                 "gradient that is not finite, or a loss far above those before; lower optim.lr, or "
                 "continue from an earlier checkpoint"
             )
+
+
+def _utilisation(world: World, flops_per_second: float) -> dict[str, float]:
+    """The share of the GPUs' arithmetic that went into the models, where it is known."""
+    if world.device.type != "cuda":
+        return {}
+    found = of_device(torch.cuda.get_device_name(world.device))
+    return {} if found is None else {"mfu": flops_per_second / (1e12 * found.tflops * world.size)}
 
 
 def _memory(device: torch.device) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Literal
 from retort.model import cost
 from retort.model.config import ATTENTION, LINEAR, DecoderConfig, Mamba1Config
 from retort.model.decoder import Decoder
-from retort.recipe import Distill, HiddenStates, MixingMatrices, Objective, Supervised
+from retort.recipe import Distill, HiddenStates, MixingMatrices, Objective, Stage, Supervised
 
 Recompute = Literal["none", "selective", "full"]
 
@@ -61,6 +61,16 @@ def work(
             return _hidden_states(objective, student, teacher, length, recompute)
         case MixingMatrices():
             return _mixing_matrices(student, teacher, length)
+
+
+def token_flops(
+    stage: Stage, student: Decoder, teacher: Decoder | None, trained: Collection[str]
+) -> float:
+    """What the models need for a token of a stage: nothing that is computed twice."""
+    config = None if teacher is None else teacher.config
+    weights = multiplied_weights(student, trained)
+    found = work(stage.objective, student.config, config, stage.length, "none", weights)
+    return found.teacher + found.student
 
 
 def multiplied_weights(decoder: Decoder, names: Collection[str]) -> int:
