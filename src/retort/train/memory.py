@@ -26,8 +26,9 @@ _FLOAT32 = 4
 LOGITS = {"forward": 5, "reverse": 5, "jsd": 6}
 LOGITS_ALONE = 2
 
-# T x T matrices of one layer, in float32, that exist beside those which are kept.
-_SQUARES = 4.5
+# T x T matrices of one layer, in float32, that exist beside those which are kept; and where they
+# are kept for one layer at a time.
+_SQUARES, _SQUARES_AGAIN = 4.5, 3.0
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,8 @@ class _Step:
     @property
     def _working(self) -> int:
         """What a block keeps, made again perhaps, and the gradients of gate and up."""
+        if isinstance(self.stage.objective, MixingMatrices):
+            return 0  # no MLP runs, and its matrices are counted with what is kept
         length, size = self.stage.length, self.setup.size
         again = max(
             activations.block(self.config, kind, length, size)
@@ -269,10 +272,11 @@ def _activations(
     states = setup.size * teacher.hidden_size * (teacher.layers + 1)
     match objective:
         case MixingMatrices():
-            square = _SQUARES * _FLOAT32 * teacher.heads * length
             each = activations.matrices(config, length, setup.size)
-            layers = len(blocks) if setup.recompute == "none" else 1
-            return int(tokens * (states + layers * each + square))
+            all_at_once = setup.recompute == "none"
+            squares = _SQUARES if all_at_once else _SQUARES_AGAIN
+            beside = squares * _FLOAT32 * teacher.heads * length
+            return int(tokens * (states + (len(blocks) if all_at_once else 1) * each + beside))
         case HiddenStates():
             difference = _FLOAT32 * config.hidden_size
             if objective.compare == "mixer":

@@ -60,7 +60,7 @@ def work(
         case HiddenStates():
             return _hidden_states(objective, student, teacher, length, recompute)
         case MixingMatrices():
-            return _mixing_matrices(student, teacher, length)
+            return _mixing_matrices(student, teacher, length, recompute)
 
 
 def token_flops(
@@ -93,14 +93,14 @@ def _end_to_end(
     recompute: Recompute,
     multiplied: int | None,
 ) -> Work:
-    """The loss is made of logits a chunk at a time, and those are made again for the gradients."""
+    """Logits are made once, a chunk at a time, and with them their gradients."""
     ours = cost.prefill_flops(student, length)
     weights = ours.total if multiplied is None else 2 * multiplied + ours.mixing + ours.convolution
-    again = ours.head + _again(student, length, recompute)
+    again = _again(student, length, recompute)
     if teacher is None:
         return Work(0, 2 * ours.total + weights, again)
     theirs = cost.prefill_flops(teacher, length)
-    return Work(theirs.total, 2 * ours.total + weights, again + theirs.head)
+    return Work(theirs.total, 2 * ours.total + weights, again)
 
 
 def _hidden_states(
@@ -123,7 +123,9 @@ def _hidden_states(
     return Work(blocks + compared, 3 * (ours.projections + ours.convolution + ours.mixing), 0)
 
 
-def _mixing_matrices(student: DecoderConfig, teacher: DecoderConfig, length: int) -> Work:
+def _mixing_matrices(
+    student: DecoderConfig, teacher: DecoderConfig, length: int, recompute: Recompute
+) -> Work:
     """Scores of every token with every other: queries with keys, C with B."""
     mixer, replaced = student.mixer, len(student.linear_layers)
     assert mixer is not None and not isinstance(mixer, Mamba1Config)
@@ -133,7 +135,8 @@ def _mixing_matrices(student: DecoderConfig, teacher: DecoderConfig, length: int
     projected = student.hidden_size * (mixer.conv_channels + mixer.inner + mixer.heads)
     convolved = mixer.conv_channels * mixer.conv_width
     ours = replaced * 2 * (projected + convolved + length * mixer.groups * mixer.state_size)
-    return Work(theirs.total - theirs.head + matrices, 3 * ours, 0)
+    again = 0 if recompute == "none" else matrices + ours
+    return Work(theirs.total - theirs.head + matrices, 3 * ours, again)
 
 
 def _again(config: DecoderConfig, length: int, recompute: Recompute) -> float:
