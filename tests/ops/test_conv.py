@@ -164,3 +164,20 @@ def test_gradients_equal_those_of_torch() -> None:
     theirs = torch.autograd.grad(reference(*leaves).square().sum(), leaves)
     for found, wanted in zip(ours, theirs, strict=True):
         torch.testing.assert_close(found, wanted)
+
+
+def test_gradients_of_packed_documents_equal_those_of_separate_ones() -> None:
+    """Over more tokens than the backward pass takes at a time."""
+    lengths = [conv.BLOCK + 5, 2, conv.BLOCK]
+    weight_EK, bias_E = (each.double().requires_grad_() for each in weights(4))
+    x_BTE = torch.randn(1, sum(lengths), CHANNELS, dtype=torch.double, requires_grad=True)
+    wanted_BTE = torch.randn_like(x_BTE)
+    document_BT = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[None]
+
+    packed_BTE = conv.scan(x_BTE, weight_EK, bias_E, None, document_BT)
+    separate = [conv.scan(part, weight_EK, bias_E) for part in x_BTE.split(lengths, dim=1)]
+    found, expected = (
+        torch.autograd.grad(y_BTE, (x_BTE, weight_EK, bias_E), wanted_BTE)
+        for y_BTE in (packed_BTE, torch.cat(separate, dim=1))
+    )
+    torch.testing.assert_close(found, expected)

@@ -89,8 +89,8 @@ def _projected1(mixer: Mamba1Config) -> int:
 
 
 def _convolution(mixer: Mamba2Config | DiscreteMamba2Config | Mamba1Config, size: int) -> int:
-    """The input as each tap sees it, less what is of another document."""
-    return mixer.conv_width * size * mixer.conv_channels
+    """Its input, and for each tap but the last whether that reads from the same document."""
+    return size * (mixer.conv_channels + mixer.conv_width - 1)
 
 
 def _mamba2(mixer: Mamba2Config, size: int) -> int:

@@ -6,8 +6,14 @@ The state is the last K-1 inputs, oldest first.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+BLOCK = 64
+"""Tokens at a time in the backward pass: what is made of them stays in the processor's cache."""
 
 
 def step(
@@ -29,17 +35,54 @@ def scan(
 
     A starting state belongs to the first document of its row.
     """
-    taps, length = weight_EK.shape[1], x_BTE.shape[1]
+    taps = weight_EK.shape[1]
     padded_BTE = pad(x_BTE, taps, state_BKE)
-    owner_BT = None if document_BT is None else _owners(document_BT, taps)
-    y_BTE = bias_E.expand_as(x_BTE)
-    for k in range(taps):
-        shifted_BTE = padded_BTE[:, k : k + length]
-        if owner_BT is not None and document_BT is not None and k < taps - 1:
-            same_BT = owner_BT[:, k : k + length] == document_BT
-            shifted_BTE = shifted_BTE * same_BT[..., None]
-        y_BTE = torch.addcmul(y_BTE, shifted_BTE, weight_EK[:, k])
+    same_KBT1 = None if document_BT is None else _same(document_BT, taps).to(x_BTE.dtype)
+    y_BTE: Tensor = _Scan.apply(padded_BTE, weight_EK.T.contiguous(), bias_E, same_KBT1)
     return y_BTE
+
+
+class _Scan(torch.autograd.Function):
+    """The sum over taps, in place, with its gradients: memory, not arithmetic, is what it costs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        padded_BTE: Tensor,
+        weight_KE: Tensor,
+        bias_E: Tensor,
+        same_KBT1: Tensor | None,
+    ) -> Tensor:
+        last = weight_KE.shape[0] - 1
+        length = padded_BTE.shape[1] - last
+        y_BTE = torch.addcmul(bias_E, padded_BTE[:, last:], weight_KE[last])
+        for k in range(last):
+            shifted_BTE = padded_BTE[:, k : k + length]
+            if same_KBT1 is not None:
+                shifted_BTE = shifted_BTE * same_KBT1[k]
+            y_BTE.addcmul_(shifted_BTE, weight_KE[k])
+        ctx.save_for_backward(padded_BTE, weight_KE, same_KBT1)
+        return y_BTE
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BTE: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        padded_BTE, weight_KE, same_KBT1 = ctx.saved_tensors
+        padded_grad_BTE = torch.zeros_like(padded_BTE)
+        precise = torch.promote_types(weight_KE.dtype, torch.float32)
+        weight_grad_KE = torch.zeros_like(weight_KE, dtype=precise)
+        block = BLOCK if grad_BTE.device.type == "cpu" else grad_BTE.shape[1]
+        for start in range(0, grad_BTE.shape[1], block):
+            part_BTE = grad_BTE[:, start : start + block]
+            for k in range(weight_KE.shape[0]):
+                reach = slice(start + k, start + k + part_BTE.shape[1])
+                masked_BTE = part_BTE
+                if same_KBT1 is not None and k < weight_KE.shape[0] - 1:
+                    masked_BTE = part_BTE * same_KBT1[k, :, start : start + block]
+                padded_grad_BTE[:, reach].addcmul_(masked_BTE, weight_KE[k])
+                weight_grad_KE[k] += (masked_BTE * padded_BTE[:, reach]).sum((0, 1))
+        weight_grad_KE = weight_grad_KE.to(weight_KE.dtype)
+        return padded_grad_BTE, weight_grad_KE, grad_BTE.sum((0, 1)), None
 
 
 def last_inputs(
@@ -58,6 +101,11 @@ def pad(x_BTE: Tensor, taps: int, state_BKE: Tensor | None) -> Tensor:
     return torch.cat([state_BKE.to(x_BTE.dtype), x_BTE], dim=1)
 
 
-def _owners(document_BT: Tensor, taps: int) -> Tensor:
+def _same(document_BT: Tensor, taps: int) -> Tensor:
+    """Whether the token that each tap but the last reads is of the same document; what is in
+    front of a row counts as its first document.
+    """
     first_BT = document_BT[:, :1].expand(-1, taps - 1)
-    return torch.cat([first_BT, document_BT], dim=1)
+    owner_BT = torch.cat([first_BT, document_BT], dim=1)
+    owner_BKT = owner_BT.unfold(1, document_BT.shape[1], 1)[:, :-1]
+    return (owner_BKT == document_BT[:, None]).transpose(0, 1)[..., None]

@@ -28,7 +28,7 @@ LOGITS_ALONE = 2
 
 # T x T matrices of one layer, in float32, that exist beside those which are kept; and where they
 # are kept for one layer at a time.
-_SQUARES, _SQUARES_AGAIN = 4.5, 3.0
+_SQUARES, _SQUARES_AGAIN = 4.0, 3.0
 
 
 @dataclass(frozen=True)
