@@ -19,9 +19,9 @@ from typing import Any, Literal
 import torch
 
 import retort
-from retort import console
 from retort.data.chat import load_tokenizer
 from retort.grade.run import grade
+from retort.metrics import read_metrics
 from retort.model import weights
 from retort.model.config import LINEAR
 from retort.model.decoder import state_space
@@ -135,7 +135,7 @@ def random_student(base: DistillRecipe, folder: Path) -> Path:
 
 def training(recipe: DistillRecipe) -> dict[str, Any]:
     """Tokens of each stage, seconds in all, and some points of the loss's course."""
-    records = console.read_metrics(work_folder(recipe.out) / "metrics.jsonl")
+    records = read_metrics(work_folder(recipe.out) / "metrics.jsonl")
     every = max(1, len(records) // CURVE_POINTS)
     return {
         "tokens": {stage.name: stage.tokens for stage in recipe.stages},
