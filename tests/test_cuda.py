@@ -1,15 +1,23 @@
 """The same numbers on a GPU as on the CPU: run by `make gpu`."""
 
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import retort
+from retort import recipe as recipes
+from retort.metrics import read_metrics
 from retort.model.config import ATTENTION
 from retort.model.decoder import Decoder
 from retort.model.transplant import keep_attention
-from retort.recipe import BUNDLED_TEACHER
+from retort.recipe import BUNDLED_TEACHER, DistillRecipe
+from retort.train import dry_run, loop
+from retort.train.prepare import work_folder
+from retort.train.step import Stepper
 
 pytestmark = pytest.mark.cuda
 
@@ -75,3 +83,91 @@ def test_folders(tmp_path: Path) -> None:
     assert again.device.type == "cuda"
     ids_BT = torch.arange(20, device="cuda")[None]
     assert torch.equal(again(ids_BT), ours(ids_BT))
+
+
+# ---------------------------------------------------------------- training
+
+DATA = {
+    "kind": "worked",
+    "prompt": "{question}",
+    "problems": {"kind": "arithmetic", "split": "train", "difficulty": [1, 2]},
+}
+
+
+def student(out: Path, **changes: Any) -> DistillRecipe:
+    """Three stages of three steps from the bundled teacher."""
+    stages = [
+        {
+            "name": kind,
+            "objective": {"kind": kind},
+            "data": DATA,
+            "tokens": 3 * 2 * 256,
+            "rows": 2,
+            "length": 256,
+            "optim": {"lr": 1e-3},
+        }
+        for kind in ("mixing_matrices", "hidden_states", "distill")
+    ]
+    values = {
+        "out": out,
+        "teacher": "bundled",
+        "student": {"start": "transplant", "keep_attention": [1]},
+        "stages": stages,
+        "checkpoints": {"every": 2},
+    }
+    return recipes.parse(DistillRecipe, values | changes)
+
+
+def losses(recipe: DistillRecipe) -> list[float]:
+    records = read_metrics(work_folder(loop.distill(recipe)) / loop.METRICS)
+    return [record["loss"] for record in records]
+
+
+def test_a_run_in_bfloat16(tmp_path: Path) -> None:
+    wanted = losses(student(tmp_path / "cpu"))
+    found = losses(student(tmp_path / "cuda", device="cuda"))
+    assert found == pytest.approx(wanted, rel=0.05)
+    left = retort.load(tmp_path / "cuda")
+    assert left.lm_head.weight.dtype == torch.bfloat16
+    record = read_metrics(tmp_path / "cuda.training" / loop.METRICS)[-1]
+    assert record["memory_gib"] > 0
+
+
+@pytest.mark.parametrize(
+    "settings", [{"recompute": "full"}, {"recompute": "selective"}, {"compile": True}], ids=str
+)
+def test_what_saves_memory_or_time_changes_nothing(tmp_path: Path, settings: Any) -> None:
+    plain = losses(student(tmp_path / "plain", device="cuda"))
+    other = losses(student(tmp_path / "other", device="cuda", parallel=settings))
+    assert other == pytest.approx(plain, rel=0.02)
+
+
+def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = losses(student(tmp_path / "undisturbed", device="cuda"))
+    stopped, take, calls = (
+        student(tmp_path / "stopped", device="cuda"),
+        Stepper.take,
+        iter(range(9)),
+    )
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "take", interrupted)
+        with pytest.raises(SystemExit):
+            loop.distill(stopped)
+    assert losses(stopped) == pytest.approx(undisturbed, rel=0.02)
+
+
+def test_memory_is_as_planned() -> None:
+    """A student of a billion parameters from a teacher of as many, with random weights."""
+    available = torch.cuda.get_device_properties(0).total_memory / 2**30
+    if available < 70:
+        pytest.skip(f"needs a GPU of 70 GiB, and this one has {available:.0f}")
+    recipe = recipes.load(DistillRecipe, ["llamba-1b.yaml", "parallel.compile=false"])
+    few = [stage.model_copy(update={"rows": 2 * stage.micro_rows}) for stage in recipe.stages]
+    for trial in dry_run.dry_run(recipe.model_copy(update={"stages": tuple(few)})):
+        assert trial.memory_gib == pytest.approx(trial.planned_gib, rel=0.1), trial
