@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from retort.metrics import MetricsLog, read_metrics
+from retort.metrics import MetricsLog, last_record, read_metrics
 
 NAN = float("nan")
 
@@ -58,3 +58,22 @@ def test_damage_elsewhere_is_an_error(tmp_path: Path, line: str) -> None:
     with pytest.raises(ValueError, match=r"metrics\.jsonl:2: "):
         MetricsLog(path)
     assert path.read_text() == before
+
+
+@pytest.mark.parametrize("count", [1, 2, 5000])
+def test_the_last_record_alone(tmp_path: Path, count: int) -> None:
+    """Even of a file longer than what is looked at, and with a line still being written."""
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    with log.path.open("w") as file:
+        file.writelines(f'{{"step":{i},"text":"{"é" * 150}"}}\n' for i in range(count))
+        file.write('{"step": 99999')
+    found = last_record(log.path)
+    assert found is not None
+    assert found["step"] == count - 1
+
+
+def test_no_last_record(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    assert last_record(tmp_path / "empty") is None
+    (tmp_path / "torn").write_text('{"step": 1')
+    assert last_record(tmp_path / "torn") is None

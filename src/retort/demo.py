@@ -21,7 +21,7 @@ import torch
 
 from retort import console
 from retort.grade.run import grade
-from retort.metrics import read_metrics
+from retort.metrics import last_record
 from retort.recipe import RECIPES, DistillRecipe, SampleRecipe, load
 from retort.report.curves import Curves
 from retort.report.run import report
@@ -85,8 +85,8 @@ class _Child:
     def done(self) -> int:
         """Steps taken so far, this time and before."""
         metrics = work_folder(self.recipe.out) / "metrics.jsonl"
-        records = read_metrics(metrics) if metrics.is_file() else []
-        return int(records[-1]["step"]) if records else 0
+        last = last_record(metrics) if metrics.is_file() else None
+        return int(last["step"]) if last else 0
 
     def check(self) -> None:
         """Raises ValueError with the last words of a process that failed."""

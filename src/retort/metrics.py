@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+LONGEST_RECORD = 1 << 20
+"""Bytes in which a record is sure to end."""
+
 
 class MetricsLog:
     """A file of JSON lines that only grows; each line has left the process when `write` returns.
@@ -50,6 +53,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def iterate_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """The same records one at a time: a long run's need not be in memory together."""
     return (record for _, record in _lines(path))
+
+
+def last_record(path: Path) -> dict[str, Any] | None:
+    """The newest whole record, in time that does not grow with the file; None in an empty one.
+
+    Raises ValueError where the end of the file is no JSON object.
+    """
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LONGEST_RECORD))
+        whole, _, _torn = file.read().rpartition(b"\n")
+    line = whole.rpartition(b"\n")[2].decode("utf-8", errors="replace")
+    return _parse_record(line, str(path)) if line else None
 
 
 def to_json(obj: object) -> str:

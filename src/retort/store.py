@@ -24,14 +24,18 @@ from retort.tables import COMPLETIONS, PROBLEMS, TIMING, VERDICTS, Table, write_
 
 __all__ = [
     "COMPLETIONS",
+    "LOCK",
     "PROBLEMS",
     "TIMING",
     "VERDICTS",
     "Run",
     "Table",
     "fingerprint",
+    "locked",
     "sample_seed",
 ]
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Run:
         assert "identity" not in facts
         _refuse_foreign(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with locked(folder):
             old = _read_manifest(folder) if (folder / "run.json").exists() else {}
             if old and force:
                 _remove_content(folder)
@@ -79,7 +83,7 @@ class Run:
 
         Raises ValueError when another writer holds it, or has made another run of the folder.
         """
-        with _locked(self.folder):
+        with locked(self.folder):
             current = _read_manifest(self.folder)["identity"]
             _refuse_change(self.folder, current, self.manifest["identity"])
             yield
@@ -193,7 +197,7 @@ def _refuse_foreign(folder: Path) -> None:
     if (folder / "run.json").exists() or not folder.exists():
         return
     # a run that was killed while it was being created leaves these two and nothing else
-    if {path.name for path in folder.iterdir()} - {".lock", ".run.json.tmp"}:
+    if {path.name for path in folder.iterdir()} - {LOCK, ".run.json.tmp"}:
         raise ValueError(f"{folder} holds files and no run.json; choose an empty or a new folder")
 
 
@@ -209,9 +213,10 @@ def _remove_content(folder: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps others from writing to a folder. Raises ValueError where another process does."""
     # The file stays when the lock is released: unlinking it would let two writers lock two files.
-    with (folder / ".lock").open("a+") as file:
+    with (folder / LOCK).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

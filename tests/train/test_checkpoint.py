@@ -1,11 +1,14 @@
 """Training states on disk: complete or absent, the newest few, and what a damaged one does."""
 
+import errno
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -137,6 +140,54 @@ def test_a_state_is_complete_or_absent(
     save(2, keep=1)
     assert newest_values(tmp_path) == {"step": 2}
     assert steps(tmp_path) == [2]
+
+
+def test_a_state_is_there_while_the_one_it_replaces_is_deleted(
+    tmp_path: Path, save: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(5, keep=1, value=1.0)
+    delete = shutil.rmtree
+
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists() and path.name != checkpoint.PARTIAL:
+            next(path.glob("*.safetensors")).unlink()
+            raise KeyboardInterrupt
+        delete(path, ignore_errors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(5, keep=1, value=2.0)
+    assert newest_values(tmp_path) == {"step": 5}
+    save(6, keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000006"]
+
+
+def test_what_cannot_be_written_is_told(
+    tmp_path: Path, save: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **settings: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    save(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save", full)
+        with pytest.raises(OSError, match=r"step 2 could not be written: .*No space left") as told:
+            save(2)
+    assert told.value.filename == str(tmp_path)
+    assert newest_values(tmp_path) == {"step": 1}
+    save(2)
+    assert newest_values(tmp_path) == {"step": 2}
+
+
+def test_what_cannot_be_read_is_told(
+    tmp_path: Path, world: World, save: Callable[..., None]
+) -> None:
+    save(1)
+    (path,) = checkpoint.folder(tmp_path, 1).glob("*.safetensors")
+    path.write_bytes(b"")
+    with pytest.raises(OSError, match="could not be read"):
+        checkpoint.read(checkpoint.folder(tmp_path, 1), tensors(0.0), world)
 
 
 def cut(path: Path) -> None:

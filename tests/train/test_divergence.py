@@ -136,3 +136,17 @@ def test_half_precision_models_are_compared_in_full() -> None:
     loss = divergence_sum(a, b, c, d)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(divergence_sum(*full).item(), rel=0.02)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradients_in_bfloat16_keep_their_scale(frozen: bool) -> None:
+    """What divides the sum, such as the number of tokens, is not rounded along with products."""
+    generator = torch.Generator().manual_seed(0)
+    h_MD = torch.randn(32, 16, generator=generator).bfloat16().requires_grad_()
+    head_VD = torch.randn(61, 16, generator=generator).bfloat16().requires_grad_(not frozen)
+    target_M = torch.randint(61, (32,), generator=generator)
+    loss = cross_entropy_sum(h_MD, head_VD, target_M)
+    (whole_MD,) = torch.autograd.grad(loss, h_MD, retain_graph=True)
+    (third_MD,) = torch.autograd.grad(loss / 3, h_MD)
+    ratio = third_MD.double().norm() / whole_MD.double().norm()
+    assert ratio.item() == pytest.approx(1 / 3, rel=5e-4)

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import time
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -26,6 +27,9 @@ from retort.train.prepare import work_folder
 from retort.train.step import Stepper
 
 KILLS = 10
+REFUSED = 3
+"""How a process ends that has met a mistake."""
+
 DATA = {
     "kind": "worked",
     "prompt": "{question}",
@@ -140,7 +144,10 @@ def rank_of(rank: int, processes: int, port: int, recipe: str, fatal: int) -> No
         return take(self, batch)
 
     Stepper.take = killed  # type: ignore[method-assign]
-    run(recipe)
+    try:
+        run(recipe)
+    except ValueError:
+        sys.exit(REFUSED)
 
 
 def until(ready: ForkServerContext, recipe: DistillRecipe, processes: int, fatal: int) -> list[int]:
@@ -196,5 +203,5 @@ def test_a_mistake_ends_all_processes(
     tmp_path: Path, teacher: Path, ready: ForkServerContext
 ) -> None:
     wanted = student(tmp_path / "student", teacher / "missing", 8)
-    assert until(ready, wanted, 2, 1000) == [1, 1]
+    assert until(ready, wanted, 2, 1000) == [REFUSED, REFUSED]
     assert list(tmp_path.iterdir()) == []

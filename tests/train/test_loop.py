@@ -24,6 +24,7 @@ from retort.model.config import ATTENTION, LINEAR
 from retort.model.decoder import Decoder
 from retort.model.transplant import transplant
 from retort.recipe import DistillRecipe
+from retort.store import LOCK, locked
 from retort.train import importance, loop, prepare
 from retort.train.step import Stepper
 
@@ -571,6 +572,54 @@ def test_a_damaged_state_costs_only_its_steps(
     told = capsys.readouterr().err
     assert f"{newest}: damaged" in told
     assert "continuing at step 5" in told
+
+
+def test_damaged_states_alone_do_not_start_a_run_over(
+    tmp_path: Path, teacher: Path, on_step: Callable[[int, Callable[[], object]], None]
+) -> None:
+    wanted = hybrid(tmp_path / "student", teacher)
+    on_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        loop.distill(wanted)
+    states = prepare.work_folder(wanted.out) / "checkpoints"
+    for path in states.rglob("values.json"):
+        path.unlink()
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"checkpoints: no state is whole; .* force=true"):
+        loop.distill(wanted)
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path: Path, teacher: Path) -> None:
+    wanted = hybrid(tmp_path / "student", teacher)
+    work = prepare.work_folder(wanted.out)
+    work.mkdir()
+    with locked(work), pytest.raises(ValueError, match=r"student\.training is being written by"):
+        loop.distill(wanted)
+    assert [path.name for path in work.iterdir()] == [LOCK]
+
+
+def test_what_a_run_is_is_written_once(
+    tmp_path: Path, teacher: Path, on_step: Callable[[int, Callable[[], object]], None]
+) -> None:
+    """Cut off while it is written, it would be another run's."""
+    wanted = hybrid(tmp_path / "student", teacher)
+    on_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        loop.distill(wanted)
+    path = prepare.work_folder(wanted.out) / prepare.RECIPE
+    before = path.stat()
+    loop.distill(wanted)
+    after = path.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_machines_that_share_no_disk_are_told(
+    tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_open_work", lambda *_: None)
+    with pytest.raises(ValueError, match="must be on a disk that all machines share"):
+        loop.distill(hybrid(tmp_path / "student", teacher))
 
 
 def test_checkpoints_and_device_may_change_on_the_way(

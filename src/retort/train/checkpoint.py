@@ -7,16 +7,20 @@ written aside and renamed, in the background while training goes on.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
@@ -30,6 +34,7 @@ from retort.train.parallel import World
 FOLDER = "checkpoints"
 VALUES = "values.json"
 PARTIAL = ".partial"
+REPLACED = ".replaced"
 
 
 @dataclass
@@ -66,12 +71,16 @@ class Checkpoints:
                 self.finish()
 
     def finish(self) -> None:
-        """Waits for the state that is being written and puts it in its place."""
+        """Waits for the state that is being written and puts it in its place.
+
+        Raises OSError on every process where one of them could not write its part.
+        """
         if self._running is None:
             return
         step, future = self._running
         self._running = None
-        future.result()
+        with _plain_errors(self.root, f"the state of step {step} could not be written"):
+            future.result()
         self.world.wait()
         if self.world.main:
             self._settle(step)
@@ -88,9 +97,13 @@ class Checkpoints:
         (aside / VALUES).write_text(text, encoding="utf-8")
         _sync(aside / VALUES)
         _sync(aside)
-        shutil.rmtree(final, ignore_errors=True)
+        replaced = self.root / REPLACED  # deleting takes a while, in which a run may be killed
+        shutil.rmtree(replaced, ignore_errors=True)
+        if final.exists():
+            final.rename(replaced)
         aside.rename(final)
         _sync(self.root)
+        shutil.rmtree(replaced, ignore_errors=True)
         kept = [path for path in states(self.root) if path <= final][-self.keep :]
         for other in set(states(self.root)) - set(kept):
             shutil.rmtree(other)
@@ -107,8 +120,23 @@ def newest(root: Path) -> tuple[Path, Any] | None:
 
 
 def read(path: Path, tensors: dict[str, Tensor], world: World) -> None:
-    """Reads a state's tensors into those given, whichever part of each a process has."""
-    load(tensors, storage_reader=HuggingFaceStorageReader(str(path)), process_group=world.saving)
+    """Reads a state's tensors into those given, whichever part of each a process has.
+
+    Raises OSError on every process where one of them could not read its part.
+    """
+    reader = HuggingFaceStorageReader(str(path))
+    with _plain_errors(path, "could not be read"):
+        load(tensors, storage_reader=reader, process_group=world.saving)
+
+
+@contextmanager
+def _plain_errors(path: Path, what: str) -> Iterator[None]:
+    """Turns what went wrong on any process into an OSError that says what, and why."""
+    try:
+        yield
+    except CheckpointException as error:
+        why = "; ".join(sorted({str(cause) for cause, _ in error.failures.values()}))
+        raise OSError(errno.EIO, f"{what}: {why}", str(path)) from error
 
 
 def folder(root: Path, step: int) -> Path:

@@ -157,6 +157,6 @@ class _WithGradients(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         of_h_MD, of_head_VD = ctx.saved_tensors
-        of_h_MD = None if of_h_MD is None else of_h_MD * scale.to(of_h_MD.dtype)
+        of_h_MD = None if of_h_MD is None else of_h_MD * scale  # a scalar, and not to be rounded
         of_head_VD = None if of_head_VD is None else of_head_VD.to(ctx.dtype) * scale
         return of_h_MD, of_head_VD, None

@@ -23,6 +23,8 @@ from retort.data.packing import Batch, Rows
 from retort.metrics import MetricsLog
 from retort.model.decoder import Decoder
 from retort.recipe import Distill, DistillRecipe, Stage
+from retort.store import LOCK, locked
+from retort.tables import write_aside
 from retort.trackers import Sink, open_trackers
 from retort.train import checkpoint, export, importance
 from retort.train.checkpoint import Checkpoints
@@ -38,7 +40,7 @@ from retort.train.parallel import (
     spread_teacher,
     whole,
 )
-from retort.train.prepare import Job, finished, identity, prepare_all, work_folder
+from retort.train.prepare import RECIPE, Job, finished, identity, prepare_all, work_folder
 from retort.train.state import Progress, State
 from retort.train.step import Stepper
 from retort.train.work import token_flops
@@ -58,31 +60,52 @@ def distill(recipe: DistillRecipe) -> Path:
     """
     with open_world(recipe.device, recipe.parallel) as world:
         work = work_folder(recipe.out)
-        if world.from_main(finished(recipe, work)):
+        if world.from_main(world.agree(lambda: world.main and finished(recipe, work))):
             if world.main:
                 console.say(f"{recipe.out}: already finished; force=true starts over")
             return recipe.out
         job = prepare_all(recipe, world)
-        if world.main:
-            _open_work(job, world)
-        world.wait()
-        _train(job, world)
-        if world.main:
-            (work / "finished").touch()
-        world.wait()
+        with ExitStack() as stack:
+            world.agree(lambda: _open_work(job, world, stack) if world.main else None)
+            world.agree(lambda: _check_shared(work))
+            _train(job, world)
+            if world.main:
+                (work / "finished").touch()
+            world.wait()
     return recipe.out
 
 
-def _open_work(job: Job, world: World) -> None:
-    """Makes the run's folder, or finds it as an earlier run of the recipe has left it."""
+def _open_work(job: Job, world: World, stack: ExitStack) -> None:
+    """Makes the run's folder, or finds it as an earlier run of the recipe has left it; no other
+    process may write there until the stack is closed.
+    """
     recipe, work = job.recipe, job.work
-    if recipe.force:
-        shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    (work / "recipe.json").write_text(identity(recipe), encoding="utf-8")
+    stack.enter_context(locked(work))
+    if recipe.force:
+        _clear(work)
+    if not (work / RECIPE).is_file():
+        write_aside(work / RECIPE, identity(recipe).encode())
     export.prepare(job.student, work, job.tokenizer, world, recipe.parallel)
     if job.costs:
         importance.remember(work, identity(recipe), job.costs)
+
+
+def _clear(work: Path) -> None:
+    """Deletes all that an earlier run has left, but for the lock that is held."""
+    for path in sorted(work.iterdir(), key=Path.is_file):  # states before what says whose they are
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
+def _check_shared(work: Path) -> None:
+    """Raises ValueError where this process does not see what the main one has made."""
+    if not (work / RECIPE).is_file():
+        raise ValueError(
+            f"{work}: not seen by all processes; `out` must be on a disk that all machines share"
+        )
 
 
 def _train(job: Job, world: World) -> None:
@@ -93,7 +116,9 @@ def _train(job: Job, world: World) -> None:
     state = _resumed(job, trained.student, world)
     with ExitStack() as stack:
         stop = stack.enter_context(_stop_requests())
-        log = stack.enter_context(_open_log(job, state.progress)) if world.main else None
+        log = world.agree(
+            lambda: stack.enter_context(_open_log(job, state.progress)) if world.main else None
+        )
         kept = Checkpoints(job.work / checkpoint.FOLDER, recipe.checkpoints.keep, world)
         run = _Run(job, world, trained, teacher, state, kept, log, stop)
         while state.progress.stage < len(recipe.stages):
@@ -103,8 +128,7 @@ def _train(job: Job, world: World) -> None:
 
 def _resumed(job: Job, student: Decoder, world: World) -> State:
     """The state of the newest checkpoint, or that of a run which begins."""
-    found = checkpoint.newest(job.work / checkpoint.FOLDER) if world.main else None
-    found = world.from_main(found)
+    found = world.from_main(world.agree(lambda: _newest(job.work) if world.main else None))
     if found is None:
         return State(student, Progress())
     path, values = found
@@ -116,6 +140,19 @@ def _resumed(job: Job, student: Decoder, world: World) -> State:
     if world.main:
         console.say(f"continuing at step {state.progress.total(job.recipe)}")
     return state
+
+
+def _newest(work: Path) -> tuple[Path, Any] | None:
+    """The newest whole state and its values. Raises ValueError where there are only damaged ones:
+    that a run begins again, and deletes them, is not for a disk's bad moment to decide.
+    """
+    root = work / checkpoint.FOLDER
+    found = checkpoint.newest(root)
+    if found is None and checkpoint.states(root):
+        raise ValueError(
+            f"{root}: no state is whole; bring one back, or add force=true to start over"
+        )
+    return found
 
 
 # ---------------------------------------------------------------- logs
@@ -176,7 +213,8 @@ class _Run:
         )
         show = self.world.main
         bar = console.progress(stage.name, stage.steps, "steps", progress.step, show)
-        with bar as advance, Ahead(self._rows(stage)) as rows:
+        data = self.world.agree(lambda: self._rows(stage))
+        with bar as advance, Ahead(data) as rows:
             self._evaluate(stage)  # which a signal may have cut short
             while progress.step < stage.steps:
                 record = stepper.take(self._batch(stage, rows))
@@ -195,7 +233,7 @@ class _Run:
 
     def _batch(self, stage: Stage, rows: Ahead) -> Batch:
         """This process's rows of the next step, with the student's own answers where asked for."""
-        batch, objective = rows.batch(), stage.objective
+        batch, objective = self.world.agree(rows.batch), stage.objective
         settings = objective.on_policy if isinstance(objective, Distill) else None
         if settings is None or not is_on_policy(settings, self.state.progress.step):
             return batch

@@ -114,6 +114,19 @@ class World:
         dist.broadcast_object_list(told, src=0)
         return told[0]
 
+    def agree(self, make: Callable[[], T]) -> T:
+        """What `make` gives here. Raises ValueError on all processes for what any of them finds."""
+        made: list[T] = []
+        problem: str | None = None
+        try:
+            made.append(make())
+        except ValueError as error:
+            problem = str(error)
+        for found in self.gather(problem):
+            if found is not None:
+                raise ValueError(found)
+        return made[0]
+
     def wait(self) -> None:
         """Returns when all processes have come this far."""
         if self.size > 1:
@@ -124,35 +137,58 @@ class World:
 def open_world(device: str, settings: Parallel) -> Iterator[World]:
     """The world that torchrun describes in the environment, or this process alone.
 
-    Raises ValueError for a device that is not there, and for a shard size that does not divide the
-    number of processes.
+    Raises ValueError for a device that is not there or would be shared, and for a shard size that
+    does not divide the number of processes.
     """
-    if dist.is_torchelastic_launched() and device == "cuda":
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    found = open_device(device)
+    found = open_device(own_device(device))
     size = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
     shard = settings.shard or size
     if size % shard:
         raise ValueError(f"parallel.shard: {shard} does not divide the {size} processes")
     if found.type == "cuda":
         torch.cuda.set_device(found)
-    _join(found)
-    try:
+    with _joined(found):
         saving = dist.new_group(backend="gloo")
         mesh = init_device_mesh(found.type, (size // shard, shard), mesh_dim_names=("copy", "part"))
         # Sharding is also what casts for each use, which one process needs too, if not in float32.
         plain = size == 1 and compute_dtype(found, settings) == torch.float32
         yield World(found, saving, dist.get_rank(), size, None if plain else mesh)
-    finally:
-        dist.destroy_process_group()
 
 
-def _join(device: torch.device) -> None:
+def own_device(name: str) -> str:
+    """The device of that name which is this process's own: with `cuda`, a GPU for each.
+
+    Raises ValueError for one GPU, named by its number, for several processes of a machine.
+    """
+    launched = dist.is_torchelastic_launched()
+    if launched and name.startswith("cuda:") and int(os.environ["LOCAL_WORLD_SIZE"]) > 1:
+        raise ValueError(f"device: {name} is one GPU for several processes; say cuda, for one each")
+    if name != "cuda":
+        return name
+    return f"cuda:{os.environ['LOCAL_RANK'] if launched else 0}"
+
+
+@contextmanager
+def _joined(device: torch.device) -> Iterator[None]:
+    """Connected with the other processes.
+
+    One of several that fails just ends: all must disconnect together, and the others may be
+    waiting for it elsewhere.
+    """
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if dist.is_torchelastic_launched():
         dist.init_process_group(backend)
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    together = True
+    try:
+        yield
+    except Exception:
+        together = dist.get_world_size() == 1
+        raise
+    finally:
+        if together:
+            dist.destroy_process_group()
 
 
 def compute_dtype(device: torch.device, settings: Parallel) -> torch.dtype:

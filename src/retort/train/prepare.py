@@ -70,6 +70,9 @@ def work_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.training")
 
 
+RECIPE = "recipe.json"
+"""The file of a run's folder that says what the run is."""
+
 # What may change between a run and its continuation: how it is run, not what is computed.
 _HOW = {
     "force", "checkpoints", "device", "parallel", "guard", "evaluation", "trackers", "planning",
@@ -83,9 +86,9 @@ def identity(recipe: DistillRecipe) -> str:
 
 def finished(recipe: DistillRecipe, work: Path) -> bool:
     """Whether there is nothing to do. Raises ValueError when another recipe's run is here."""
-    if recipe.force or not (work / "recipe.json").is_file():
+    if recipe.force or not (work / RECIPE).is_file():
         return False
-    if (work / "recipe.json").read_text(encoding="utf-8") != identity(recipe):
+    if (work / RECIPE).read_text(encoding="utf-8") != identity(recipe):
         raise ValueError(
             f"{work}: holds another recipe's run; choose another out=, or add force=true"
         )
@@ -95,24 +98,19 @@ def finished(recipe: DistillRecipe, work: Path) -> bool:
 def prepare_all(recipe: DistillRecipe, world: World) -> Job:
     """`prepare` on the main process; what the others need to take part, on those.
 
-    Raises ValueError on every process for what the main one finds.
+    Raises ValueError on every process for what any of them finds.
     """
-    job: Job | None = None
-    problem: str | None = None
-    if world.main:
-        try:
-            job = prepare(recipe, world.size)
-        except ValueError as error:
-            problem = str(error)
-    problem = world.from_main(problem)
-    if problem is not None:
-        raise ValueError(problem)
+    job = world.agree(lambda: prepare(recipe, world.size) if world.main else None)
     configs = world.from_main(_configs(job))
-    if job is not None:
-        return job
-    student, teacher = (None if config is None else weights.empty(config) for config in configs)
-    assert student is not None
-    return _opened(Job(recipe, student, teacher, _tokenizer(recipe)))
+    return world.agree(lambda: job or _without_weights(recipe, *configs))
+
+
+def _without_weights(
+    recipe: DistillRecipe, config: DecoderConfig | None, teacher: DecoderConfig | None
+) -> Job:
+    assert config is not None
+    models = weights.empty(config), None if teacher is None else weights.empty(teacher)
+    return _opened(Job(recipe, *models, _tokenizer(recipe)))
 
 
 def _opened(job: Job) -> Job:
