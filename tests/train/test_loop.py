@@ -194,6 +194,21 @@ def test_another_recipe_in_the_same_place_is_refused(
     assert contents(undisturbed.parent) == before
 
 
+def test_a_run_that_was_moved_is_the_same(
+    tmp_path: Path,
+    teacher: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Named from another folder, and under another name."""
+    loop.distill(hybrid(tmp_path / "first", teacher, stage("supervised", 1)))
+    for path in (tmp_path / "first", tmp_path / "first.training"):
+        path.rename(path.with_name(path.name.replace("first", "second")))
+    monkeypatch.chdir(tmp_path)
+    loop.distill(hybrid(Path("second"), teacher, stage("supervised", 1)))
+    assert "second: already finished" in capsys.readouterr().err
+
+
 def test_force_starts_over(tmp_path: Path, teacher: Path) -> None:
     out = tmp_path / "student"
     loop.distill(hybrid(out, teacher, stage("supervised", 2)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from retort.recipe import (
     KeepPaper,
     Transplanted,
 )
+from retort.train.importance import highest
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def _student(recipe: DistillRecipe, teacher: Decoder | None, notes: list[str]) -
             assert teacher is not None
             return _transplanted(spec, teacher)
         case Fresh() as spec:
-            return weights.empty(_fresh(spec))
+            return weights.empty(fresh_config(spec, spec.vocab_size))
         case Continued() as spec:
             return weights.empty(_config(spec.folder, recipe.planning.student, "student", notes))
 
@@ -79,13 +80,20 @@ def _transplanted(spec: Transplanted, teacher: Decoder) -> Decoder:
     source = teacher
     if spec.source is not None and spec.source.is_dir():
         source = weights.empty(weights.read_config(spec.source))
-    types = _layer_types(spec.keep_attention, source.config)
+    types = layer_types(spec.keep_attention, source.config)
     with torch.device("meta"):
         settings = spec.settings.model_dump()
         return transplant(source, types, spec.mixer, start=spec.initial, **settings)
 
 
-def _layer_types(keep: Keep, source: DecoderConfig) -> Sequence[LayerType]:
+def layer_types(
+    keep: Keep, source: DecoderConfig, costs: Mapping[int, float] | None = None
+) -> list[LayerType]:
+    """Which layers of a student are attention; those that are not in its source cannot be.
+
+    Without the `costs` of replacing each layer, the first ones stand for those that cost most: all
+    are of one size.
+    """
     match keep:
         case KeepLayers():
             return keep_attention(source.layers, keep.layers)
@@ -93,14 +101,16 @@ def _layer_types(keep: Keep, source: DecoderConfig) -> Sequence[LayerType]:
             return every(source.layers, keep.step)
         case KeepPaper():
             return as_paper(source.layers)
-        case KeepImportant():  # which ones is measured in the run; all cost the same
-            return keep_attention(source.layers, source.attention_layers[: keep.count])
+        case KeepImportant():
+            if costs is None:
+                return keep_attention(source.layers, source.attention_layers[: keep.count])
+            return keep_attention(source.layers, highest(costs, keep.count))
 
 
-def _fresh(spec: Fresh) -> DecoderConfig:
-    """With as many words as its tokenizer may have."""
+def fresh_config(spec: Fresh, vocab_size: int) -> DecoderConfig:
+    """A model from nothing, with as many words as its tokenizer has or may have."""
     return DecoderConfig(
-        vocab_size=spec.vocab_size,
+        vocab_size=vocab_size,
         hidden_size=spec.hidden_size,
         intermediate_size=spec.intermediate_size,
         layer_types=(ATTENTION,) * spec.layers,

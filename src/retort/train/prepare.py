@@ -20,25 +20,22 @@ from retort.data.mixture import open_data
 from retort.data.packing import check
 from retort.data.problems import Problem
 from retort.model import weights
-from retort.model.config import ATTENTION, LINEAR, DecoderConfig, LayerType, Mamba1Config
+from retort.model.config import ATTENTION, LINEAR, DecoderConfig, Mamba1Config
 from retort.model.decoder import Decoder
 from retort.model.devices import open_device
-from retort.model.transplant import as_paper, every, keep_attention, mixer_config, transplant
+from retort.model.transplant import mixer_config, transplant
 from retort.recipe import (
     Continued,
     DistillRecipe,
     Fresh,
-    Keep,
-    KeepEvery,
     KeepImportant,
-    KeepLayers,
-    KeepPaper,
     Transplanted,
 )
 from retort.trackers import check_trackers
 from retort.train import importance
 from retort.train.evaluation import Questions, open_questions
 from retort.train.objectives import trainable
+from retort.train.outline import fresh_config, layer_types
 from retort.train.parallel import World
 from retort.train.schedule import not_frozen
 
@@ -75,7 +72,8 @@ RECIPE = "recipe.json"
 
 # What may change between a run and its continuation: how it is run, not what is computed.
 _HOW = {
-    "force", "checkpoints", "device", "parallel", "guard", "evaluation", "trackers", "planning",
+    "out", "force", "checkpoints", "device", "parallel", "guard", "evaluation", "trackers",
+    "planning",
 }  # fmt: skip
 
 
@@ -213,24 +211,12 @@ def _costs(
 
 
 def _transplanted(spec: Transplanted, source: Decoder, costs: dict[int, float]) -> Decoder:
-    types = _layer_types(spec.keep_attention, source.config.layers, costs)
+    types = layer_types(spec.keep_attention, source.config, costs)
+    if isinstance(spec.keep_attention, KeepImportant):
+        kept = [str(i) for i, kind in enumerate(types) if kind == ATTENTION]
+        console.say(f"attention stays in layers {', '.join(kept) or 'none'}")
     settings = spec.settings.model_dump()
     return transplant(source, types, spec.mixer, start=spec.initial, **settings)
-
-
-def _layer_types(keep: Keep, layers: int, costs: dict[int, float]) -> list[LayerType]:
-    """Which layers of the student are attention; those that are not in the source cannot be."""
-    match keep:
-        case KeepLayers():
-            return keep_attention(layers, keep.layers)
-        case KeepEvery():
-            return every(layers, keep.step)
-        case KeepPaper():
-            return as_paper(layers)
-        case KeepImportant():
-            kept = importance.highest(costs, keep.count)
-            console.say(f"attention stays in layers {', '.join(map(str, kept)) or 'none'}")
-            return keep_attention(layers, kept)
 
 
 def _check_out(recipe: DistillRecipe) -> None:
@@ -283,17 +269,8 @@ def _fresh_tokenizer(recipe: DistillRecipe, spec: Fresh) -> PreTrainedTokenizerB
 
 def _fresh_student(spec: Fresh, tokenizer: PreTrainedTokenizerBase) -> Decoder:
     assert isinstance(tokenizer.eos_token_id, int)
-    config = DecoderConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=spec.hidden_size,
-        intermediate_size=spec.intermediate_size,
-        layer_types=(ATTENTION,) * spec.layers,
-        heads=spec.heads,
-        kv_heads=spec.kv_heads,
-        head_dim=spec.hidden_size // spec.heads,
-        rope_theta=spec.rope_theta,
-        max_position=spec.max_position,
-        tie_embeddings=True,
+    config = replace(
+        fresh_config(spec, len(tokenizer)),
         eos_token_ids=(tokenizer.eos_token_id,),
         pad_token_id=tokenizer.pad_token_id,
     )
