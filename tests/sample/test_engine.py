@@ -10,7 +10,9 @@ from torch import Tensor
 
 from retort.model.decoder import Decoder
 from retort.sample import engine as engines
+from retort.sample import prefill
 from retort.sample.engine import Completion, Engine, Finished, Request, Timing
+from retort.sample.forward import Plain
 from retort.sample.tokens import SamplingParams, draw, log_probability, uniforms
 
 VOCABULARY = 61
@@ -309,17 +311,45 @@ def test_prefill_keeps_within_its_bounds(
 ) -> None:
     params = SamplingParams(max_tokens=6)
     expected = tokens(sampled(Engine(hybrid, 64), requests, params))
-    monkeypatch.setattr(engines, "PREFILL_TOKENS", 12)
+    monkeypatch.setattr(prefill, "TOKENS", 12)
     calls = Calls(hybrid)
     assert tokens(sampled(Engine(hybrid, 64), requests, params)) == expected
-    # The prompt of 13 tokens is longer than the bound, and goes alone.
-    assert max(rows * columns for rows, columns in calls.prefills if rows > 1) <= 12
-    assert (1, 13) in calls.prefills
-    monkeypatch.setattr(engines, "PREFILL_ROWS", 2)
-    monkeypatch.setattr(engines, "PREFILL_TOKENS", 10_000)
+    assert max(rows * columns for rows, columns in calls.prefills) == 12
+    monkeypatch.setattr(prefill, "ROWS", 2)
+    monkeypatch.setattr(prefill, "TOKENS", 10_000)
     calls.shapes.clear()
     assert tokens(sampled(Engine(hybrid, 64), requests, params)) == expected
     assert {rows for rows, _ in calls.prefills} == {2}
+
+
+@pytest.mark.parametrize("bound", [3, 4, 7])
+def test_long_prompts_are_read_in_pieces(
+    decoder: Decoder, requests: list[Request], bound: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, and several of different lengths together, some of which end in earlier pieces."""
+    whole = prefill.read(decoder, [request.prompt for request in requests])
+    monkeypatch.setattr(prefill, "TOKENS", bound * len(requests))
+    pieces = prefill.read(decoder, [request.prompt for request in requests])
+    for ours, theirs in zip(pieces, whole, strict=True):
+        torch.testing.assert_close(ours.logits_1V, theirs.logits_1V, rtol=1e-5, atol=1e-5)
+        assert ours.state.length_B.tolist() == theirs.state.length_B.tolist()
+    params = SamplingParams(max_tokens=6)
+    monkeypatch.setattr(prefill, "TOKENS", bound)
+    found = sampled(Engine(decoder, 64), requests, params)
+    monkeypatch.undo()
+    assert tokens(found) == tokens(sampled(Engine(decoder, 64), requests, params))
+
+
+def test_prompts_of_like_length_are_read_together(
+    hybrid: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefill, "ROWS", 4)
+    monkeypatch.setattr(engines, "WINDOW", 8)
+    prompts = [[1] * (2 + 10 * (i % 2)) for i in range(12)]
+    calls = Calls(hybrid)
+    Engine(hybrid, 64).generate(prompts, SamplingParams(max_tokens=1))
+    # Eight prompts in the first window and four in the second, half of them long.
+    assert calls.prefills == [(4, 12), (4, 2), (4, 12)]
 
 
 def test_a_finished_row_makes_room_at_once(decoder: Decoder, requests: list[Request]) -> None:
@@ -373,3 +403,116 @@ def test_completions_come_as_they_finish(hybrid: Decoder, requests: list[Request
     assert ended == sorted(ended)
     # With three slots for eighteen completions the last ones start after the first ones ended.
     assert max(each.started for each in done) > min(ended)
+
+
+# Looking seldom, running out of memory, stopping
+
+
+@pytest.mark.parametrize(("look", "slots"), [(2, 64), (5, 3), (40, 4)])
+def test_looking_seldom_changes_nothing_but_the_steps(
+    decoder: Decoder, requests: list[Request], slots: int, look: int
+) -> None:
+    params = SamplingParams(max_tokens=12)
+    expected = sampled(Engine(decoder, slots), requests, params)
+    engine = Engine(decoder, slots, look=look)
+    found = sampled(engine, requests, params)
+    assert tokens(found) == tokens(expected)
+    for ours, theirs in zip(flat(found), flat(expected), strict=True):
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+    assert engine.timing.decode_tokens == sum(len(each.token_ids) for each in flat(expected))
+    assert engine.timing.decode_steps % look == 0
+
+
+class Crowded(Plain):
+    """Memory for three rows of the state, or for two steps of more than one."""
+
+    steps = 0
+
+    def __init__(self, decoder: Decoder, slots: int, max_length: int) -> None:
+        if slots > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        super().__init__(decoder, slots, max_length)
+
+    def step(self, token_S: Tensor, reach: int) -> Tensor:
+        self.steps += len(token_S) > 1
+        if self.steps > 7:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: no memory")
+        return super().step(token_S, reach)
+
+
+def test_out_of_memory_goes_on_with_fewer_slots(
+    hybrid: Decoder,
+    requests: list[Request],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """While the batch is made, and in the middle of it, where some completions are done."""
+    params = SamplingParams(max_tokens=12)
+    expected = tokens(sampled(Engine(hybrid, 4), requests, params))
+    monkeypatch.setattr(engines, "open_forward", Crowded)
+    engine = Engine(hybrid, 8)
+    assert tokens(sampled(engine, requests, params)) == expected
+    told = capsys.readouterr().err
+    assert [f"going on with {n} slots" in told for n in (4, 2, 1)] == [True] * 3
+    assert engine.slots == 1
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(
+    hybrid: Decoder, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Plain:
+        raise RuntimeError("no kernel for this")
+
+    monkeypatch.setattr(engines, "open_forward", broken)
+    with pytest.raises(RuntimeError, match="no kernel for this"):
+        list(Engine(hybrid, 8).stream(requests, SamplingParams()))
+
+
+def test_one_may_stop_listening(hybrid: Decoder, requests: list[Request]) -> None:
+    params = SamplingParams(max_tokens=12)
+    engine = Engine(hybrid, 4)
+    stream = engine.stream(requests, params)
+    first = [next(stream) for _ in range(3)]
+    stream.close()  # type: ignore[attr-defined]  # it is a generator
+    done = {(each.request, each.sample): each.completion for each in first}
+    again = sampled(engine, requests, params)
+    assert all(again[i][j] == completion for (i, j), completion in done.items())
+
+
+def letters(tokens: Sequence[int]) -> str:
+    """Each token two letters, so that a string may start in the middle of one."""
+    return "".join(f"{'abcdefgh'[token % 8]}{'xyz'[token % 3]}" for token in tokens)
+
+
+@pytest.mark.parametrize("look", [1, 6])
+@pytest.mark.parametrize("stop", [("ax",), ("yb", "zc"), ("xaxb", "xby", "ga")], ids=str)
+def test_a_stop_string_ends_a_completion_where_it_is_complete(
+    hybrid: Decoder, requests: list[Request], stop: tuple[str, ...], look: int
+) -> None:
+    params = SamplingParams(max_tokens=40, stop_token_ids=(3,))
+    free = flat(sampled(Engine(hybrid, 4), requests, params))
+    engine = Engine(hybrid, 4, decode=letters, look=look)
+    cut = flat(sampled(engine, requests, replace(params, stop=stop)))
+    assert any(len(a.token_ids) < len(b.token_ids) for a, b in zip(cut, free, strict=True))
+    for ours, theirs in zip(cut, free, strict=True):
+        ends = range(1, len(theirs.token_ids) + 1)
+        held = [n for n in ends if any(each in letters(theirs.token_ids[:n]) for each in stop)]
+        assert ours.token_ids == theirs.token_ids[: held[0] if held else None]
+        assert ours.finish_reason == ("stop" if held else theirs.finish_reason)
+    assert engine.timing.decode_tokens == sum(len(each.token_ids) for each in cut)
+
+
+def test_stop_strings_need_something_to_decode_with(hybrid: Decoder) -> None:
+    with pytest.raises(ValueError, match="stop strings need"):
+        Engine(hybrid).generate([[1]], SamplingParams(stop=("x",)))
+
+
+def test_log_probabilities_of_each_token(hybrid: Decoder, requests: list[Request]) -> None:
+    params = SamplingParams(max_tokens=12)
+    plain = flat(sampled(Engine(hybrid, 4), requests, params))
+    told = flat(sampled(Engine(hybrid, 4), requests, replace(params, logprobs=True)))
+    assert {each.logprobs for each in plain} == {None}
+    for ours, theirs in zip(told, plain, strict=True):
+        assert ours.logprobs is not None
+        assert len(ours.logprobs) == len(ours.token_ids)
+        assert sum(ours.logprobs) == pytest.approx(theirs.logprob)

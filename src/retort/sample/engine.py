@@ -1,38 +1,50 @@
 """The engine: prompts are read once, forked to their completions, and the batch is kept full.
 
-    queue of prompts --prefill--> waiting completions --admit--> slots --step--> finished ones
-
-Shapes: S slots, V vocabulary.
+queue of prompts --prefill--> waiting prompts --admit--> slots --step--> finished completions
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from retort.console import warn
 from retort.model.decoder import Decoder
-from retort.model.state import DecoderState
-from retort.sample.tokens import SamplingParams, draw, log_probability, uniforms
+from retort.sample import prefill
+from retort.sample.forward import open_forward
+from retort.sample.memory import is_out_of_memory
+from retort.sample.slots import Slots
+from retort.sample.stopping import StopStrings
+from retort.sample.tokens import SamplingParams
 from retort.store import sample_seed
 
-PREFILL_ROWS = 16
-PREFILL_TOKENS = 8192
-"""Bounds of one prefill: prompts, and tokens with their padding."""
+LOOK_STEPS = 16
+"""Steps of an accelerator between looks at what has finished; waiting for it each time is slow."""
+WINDOW = 256
+"""Prompts among which those of like length are read together."""
+
+Reason = Literal["stop", "length"]
+Decode = Callable[[Sequence[int]], str]
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A sampled continuation, its stop token included, and its log-probability under the model."""
+    """A sampled continuation, its stop token included, and its log-probability under the model.
+
+    `logprobs` has that of each token, where it was asked for.
+    """
 
     token_ids: list[int]
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Reason
     logprob: float
+    logprobs: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,15 +86,23 @@ class Timing:
 class Engine:
     """Samples many completions of many prompts with one decoder.
 
-    At most `slots` completions run at once; a finished one makes room for the next at once. What a
+    At most `slots` completions run at once; a finished one makes room for the next. What a
     completion says depends on its prompt and its seed alone, not on what shares its batch (up to
-    ties in floating point).
+    ties in floating point). `decode` turns tokens into text, for stop strings; `look` is the number
+    of steps between looks at what has finished, by default what suits the device.
     """
 
-    def __init__(self, decoder: Decoder, slots: int = 64) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        slots: int = 64,
+        decode: Decode | None = None,
+        look: int | None = None,
+    ) -> None:
         if slots < 1:
             raise ValueError(f"slots = {slots}: at least one is needed")
-        self.decoder, self.slots = decoder, slots
+        self.decoder, self.slots, self.decode = decoder, slots, decode
+        self.look = look or (1 if decoder.device.type == "cpu" else LOOK_STEPS)
         self.timing = Timing()
 
     def generate(
@@ -97,195 +117,233 @@ class Engine:
         return [[found[i, j].completion for j in range(params.n)] for i in range(len(requests))]
 
     def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Finished]:
-        """Completions as they finish. Raises ValueError for an empty prompt."""
+        """Completions as they finish. One may stop listening at any time; what runs is dropped.
+
+        When memory runs out the engine goes on with half the slots, and says so. Raises ValueError
+        for an empty prompt, and for stop strings where there is nothing to decode tokens with.
+        """
+        self._check(requests, params)
+        left = _Queue(requests)
+        while left:
+            try:
+                for done in _Batch(self, left, params).run():
+                    left.finish(done.request, done.sample)
+                    yield done
+            except (RuntimeError, MemoryError) as error:
+                if self.slots == 1 or not is_out_of_memory(error):
+                    raise
+                self.slots //= 2
+                warn(f"out of memory: going on with {self.slots} slots")
+
+    def _check(self, requests: Sequence[Request], params: SamplingParams) -> None:
         for i, request in enumerate(requests):
             if len(request.prompt) == 0:
                 raise ValueError(f"prompt {i} is empty: a model needs at least one token to start")
-        batch = _Batch(self, requests, params)
-        while batch.running or batch.queue or batch.waiting:
-            yield from batch.admit()
-            if batch.running:
-                yield from batch.step()
+        if params.stop and self.decode is None:
+            raise ValueError("SamplingParams: stop strings need an engine that can decode tokens")
+
+
+class _Queue:
+    """What is still to be done: the requests, and the seeds of each that have not finished."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests = requests
+        self.missing = [dict.fromkeys(range(len(request.seeds))) for request in requests]
+        self.count = sum(len(request.seeds) for request in requests)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def finish(self, request: int, sample: int) -> None:
+        """Notes that a completion is done."""
+        del self.missing[request][sample]
+        self.count -= 1
+
+    def order(self) -> list[int]:
+        """Requests with something to do, those of like length near each other, the longest first:
+        what runs out of memory does so early.
+        """
+        wanted = [i for i, samples in enumerate(self.missing) if samples]
+        windows = [wanted[at : at + WINDOW] for at in range(0, len(wanted), WINDOW)]
+        return [i for each in windows for i in sorted(each, key=self._length, reverse=True)]
+
+    def _length(self, request: int) -> int:
+        return len(self.requests[request].prompt)
 
 
 @dataclass(frozen=True)
 class _Waiting:
-    """A prompt that has been read: its state, its next token's logits, and who waits for it."""
+    """A prompt that has been read, and the samples that wait to start from it."""
 
     request: int
-    state: DecoderState
-    logits_1V: Tensor
+    prompt: prefill.Prompt
     samples: deque[int]
 
 
-@dataclass
-class _Slot:
-    """One running completion, as the host sees it."""
+@dataclass(frozen=True)
+class _Row:
+    """What the host knows of a running completion; `lead` and the batch's steps make its length."""
 
     request: int
     sample: int
     started: float
-    length: int
-    logprob: float = 0.0
-    tokens: list[int] = field(default_factory=list)
+    lead: int
 
 
 class _Batch:
-    """The running rows of one `stream`, and what is still to come."""
+    """The running rows, and what is still to come."""
 
-    def __init__(self, engine: Engine, requests: Sequence[Request], params: SamplingParams) -> None:
-        self.engine, self.requests, self.params = engine, requests, params
+    def __init__(self, engine: Engine, left: _Queue, params: SamplingParams) -> None:
+        self.engine, self.params, self.left = engine, params, left
         self.decoder = engine.decoder
-        stops = params.stop_token_ids
-        self.stops = frozenset(self.decoder.config.eos_token_ids if stops is None else stops)
-        self.queue = deque(i for i, request in enumerate(requests) if len(request.seeds) > 0)
+        eos = self.decoder.config.eos_token_ids
+        stops = eos if params.stop_token_ids is None else params.stop_token_ids
+        self.stops = frozenset(stops)
+        self.queue = deque(left.order())
         self.waiting: deque[_Waiting] = deque()
-        self.running: list[_Slot] = []
-        longest = max((len(request.prompt) for request in requests), default=0)
-        self.max_length = longest + params.max_tokens
-        wanted = min(engine.slots, sum(len(request.seeds) for request in requests))
-        self.state = self.decoder.init_state(wanted, self.max_length)
-        # Per slot, on the device: the seed, the tokens sampled so far, and the last of them.
-        self.seed_S, self.count_S, self.token_S = torch.zeros(
-            3, wanted, dtype=torch.long, device=self.decoder.device
-        )
+        self.running: list[_Row] = []
+        self.steps = 0
+        self.tokens = 0  # of the running rows, when last looked at
+        # Rows that have finished still go on until the next look.
+        longest = max(len(left.requests[i].prompt) for i in self.queue)
+        self.capacity = longest + params.max_tokens + engine.look
+        forward = open_forward(self.decoder, min(engine.slots, len(left)), self.capacity)
+        self.slots = Slots(forward, params, stops)
+        self.strings = StopStrings.of(params, engine.decode)
+
+    def run(self) -> Iterator[Finished]:
+        """Completions as they finish, until none is left."""
+        while self.running or self.queue or self.waiting:
+            while self._room() > 0 and (self.waiting or self.queue):
+                yield from self._admit()
+            if self.running:
+                yield from self._steps()
 
     # ------------------------------------------------------------ admitting
 
     @torch.inference_mode()
-    def admit(self) -> list[Finished]:
-        """Fills free slots from the prompts that wait; returns what its first token finished."""
-        finished: list[Finished] = []
-        while len(self.running) < self.state.batch and (self.waiting or self.queue):
-            if not self.waiting:
-                self._prefill()
-            self._start(self.waiting[0])
-            if not self.waiting[0].samples:
-                self.waiting.popleft()
-            finished += self._retire()
-        return finished
+    def _admit(self) -> list[Finished]:
+        """Starts as many samples of the next prompt as fit; returns what already finished."""
+        if not self.waiting:
+            self._read()
+        began = time.perf_counter()
+        waiting, first = self.waiting[0], len(self.running)
+        count = min(self._room(), len(waiting.samples))
+        samples = [waiting.samples.popleft() for _ in range(count)]
+        seeds = self.left.requests[waiting.request].seeds
+        slot_S = torch.arange(first, first + count, device=self.decoder.device)
+        now = time.time()
+        lead = len(self.left.requests[waiting.request].prompt) - self.steps
+        self.running += [_Row(waiting.request, sample, now, lead) for sample in samples]
+        self.slots.start(
+            slot_S, waiting.prompt.state, waiting.prompt.logits_1V, [seeds[j] for j in samples]
+        )
+        if not waiting.samples:
+            self.waiting.popleft()
+        return self._look(began, steps=0)
 
-    def _prefill(self) -> None:
-        """Reads the next prompts, together and padded, each once however many samples it has."""
+    def _read(self) -> None:
+        """Reads the next prompts, each once however many samples it has."""
         began = time.perf_counter()
         chosen = self._next_prompts()
-        prompts = [torch.tensor(self.requests[i].prompt) for i in chosen]
-        ids_BT = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True)
-        length_B = torch.tensor([len(prompt) for prompt in prompts])
-        padding_BT = torch.arange(ids_BT.shape[1]) >= length_B[:, None]
-        device = self.decoder.device
-        state = self.decoder.init_state(*ids_BT.shape)
-        h_BTD = self.decoder.hidden(ids_BT.to(device), state, -padding_BT.long().to(device))
-        last_BD = h_BTD[torch.arange(len(chosen), device=device), (length_B - 1).to(device)]
-        logits_BV = self.decoder.lm_head(last_BD)
-        for row, i in enumerate(chosen):
-            samples = deque(range(len(self.requests[i].seeds)))
-            self.waiting.append(_Waiting(i, state.select([row]), logits_BV[row : row + 1], samples))
-        self._clock(began, prefill_tokens=int(length_B.sum()))
+        prompts = [self.left.requests[i].prompt for i in chosen]
+        for i, prompt in zip(chosen, prefill.read(self.decoder, prompts), strict=True):
+            self.waiting.append(_Waiting(i, prompt, deque(self.left.missing[i])))
+        _synchronise(self.decoder.device)
+        self.engine.timing += Timing(
+            prefill_tokens=sum(len(prompt) for prompt in prompts),
+            prefill_seconds=time.perf_counter() - began,
+        )
 
     def _next_prompts(self) -> list[int]:
         """Prompts enough for the free slots, within the bounds of one prefill."""
         chosen: list[int] = []
-        free, longest = self.state.batch - len(self.running), 0
-        while self.queue and free > 0 and len(chosen) < PREFILL_ROWS:
-            request = self.requests[self.queue[0]]
-            longest = max(longest, len(request.prompt))
-            if chosen and longest * (len(chosen) + 1) > PREFILL_TOKENS:
+        lengths: list[int] = []
+        free = self._room()
+        while self.queue and free > 0:
+            lengths.append(len(self.left.requests[self.queue[0]].prompt))
+            if not prefill.fits(lengths):
                 break
             chosen.append(self.queue.popleft())
-            free -= len(request.seeds)
+            free -= len(self.left.missing[chosen[-1]])
         return chosen
 
-    def _start(self, waiting: _Waiting) -> None:
-        """Forks a prompt's state into free slots and samples the first token of each."""
-        began = time.perf_counter()
-        request = self.requests[waiting.request]
-        first = len(self.running)
-        count = min(self.state.batch - first, len(waiting.samples))
-        samples = [waiting.samples.popleft() for _ in range(count)]
-        slots = torch.arange(first, first + count, device=self.decoder.device)
-        self.state.put(slots, waiting.state)
-        self.seed_S[slots] = torch.tensor(
-            [request.seeds[sample] for sample in samples], device=self.decoder.device
-        )
-        self.count_S[slots] = 0
-        now = time.time()
-        self.running += [
-            _Slot(waiting.request, sample, now, len(request.prompt)) for sample in samples
-        ]
-        self._sample(slice(first, first + count), waiting.logits_1V.expand(count, -1))
-        self._clock(began, decode_tokens=count)
+    def _room(self) -> int:
+        return self.slots.forward.slots - len(self.running)
 
     # ------------------------------------------------------------ stepping
 
     @torch.inference_mode()
-    def step(self) -> list[Finished]:
-        """One token for every running row; returns the completions that this finished."""
+    def _steps(self) -> list[Finished]:
+        """A token or more for every running row; returns the completions that this finished."""
         began = time.perf_counter()
+        longest = max(row.lead for row in self.running)
+        for _ in range(self.engine.look):
+            self.steps += 1
+            self.slots.step(len(self.running), longest + self.steps)
+        return self._look(began, self.engine.look)
+
+    def _look(self, began: float, steps: int) -> list[Finished]:
+        """Waits for the device, clocks what was done since `began`, takes out what has finished."""
+        self.strings.apply(self.slots, len(self.running), max(1, steps))
         rows = len(self.running)
-        # The last token of a row has been sampled but not read, so states are one behind.
-        state = self.state.first(rows, reach=max(slot.length for slot in self.running) - 1)
-        logits_SV = self.decoder(self.token_S[:rows, None], state).squeeze(1)
-        self._sample(slice(0, rows), logits_SV)
-        self._clock(began, decode_tokens=rows, decode_steps=1)
-        return self._retire()
+        finished = self.slots.finished_S[:rows].nonzero().flatten()
+        tokens = int(self.slots.count_S[:rows].sum())
+        self.engine.timing += Timing(
+            decode_tokens=tokens - self.tokens,
+            decode_steps=steps,
+            decode_seconds=time.perf_counter() - began,
+        )
+        self.tokens = tokens
+        return self._retire(finished) if len(finished) else []
 
-    def _sample(self, rows: slice, logits_SV: Tensor) -> None:
-        """Draws a token for each of the given rows and notes it on the device and on the host."""
-        uniform_S = uniforms(self.seed_S[rows], self.count_S[rows])
-        token_S = draw(logits_SV, uniform_S, self.params)
-        logprob_S = log_probability(logits_SV, token_S)
-        self.token_S[rows] = token_S
-        self.count_S[rows] += 1
-        told = zip(self.running[rows], token_S.tolist(), logprob_S.tolist(), strict=True)
-        for slot, token, logprob in told:
-            slot.tokens.append(token)
-            slot.logprob += logprob
-            slot.length += 1
-
-    def _retire(self) -> list[Finished]:
+    def _retire(self, row_F: Tensor) -> list[Finished]:
         """Takes finished rows out, moving the rows behind them into their place."""
-        finished, keep = [], []
-        for row, slot in enumerate(self.running):
-            reason = self._finish_reason(slot)
-            if reason is None:
-                keep.append(row)
-                continue
-            completion = Completion(slot.tokens, reason, slot.logprob)
-            finished.append(
-                Finished(slot.request, slot.sample, completion, slot.started, time.time())
+        now = time.time()
+        done = [
+            Finished(row.request, row.sample, completion, row.started, now)
+            for row, completion in zip(
+                [self.running[i] for i in row_F.tolist()], self._completions(row_F), strict=True
             )
-        if finished:
-            self._move(keep)
-        return finished
+        ]
+        self.tokens -= sum(len(each.completion.token_ids) for each in done)
+        self._close(set(row_F.tolist()))
+        return done
 
-    def _finish_reason(self, slot: _Slot) -> Literal["stop", "length"] | None:
-        if slot.tokens[-1] in self.stops:
-            return "stop"
-        return "length" if len(slot.tokens) >= self.params.max_tokens else None
+    def _completions(self, row_F: Tensor) -> Iterator[Completion]:
+        """What the finished rows have written."""
+        slots = self.slots
+        told = zip(
+            slots.count_S[row_F].tolist(),
+            slots.written_SM[row_F].tolist(),
+            slots.logprob_SM[row_F].tolist(),
+            slots.cut_S[row_F].tolist(),
+            strict=True,
+        )
+        for count, tokens, logprobs, cut in told:
+            stopped = cut or tokens[count - 1] in self.stops
+            yield Completion(
+                tokens[:count],
+                "stop" if stopped else "length",
+                math.fsum(logprobs[:count]),
+                logprobs[:count] if self.params.logprobs else None,
+            )
 
-    def _move(self, keep: list[int]) -> None:
-        """Closes the gaps: only the rows that fill one are copied."""
-        gaps = sorted(set(range(len(keep))) - set(keep))
-        movers = [row for row in keep if row >= len(keep)]
-        if movers:
-            self.state.put(gaps, self.state.select(movers))
-            for tensor_S in (self.seed_S, self.count_S, self.token_S):
-                tensor_S[gaps] = tensor_S[movers]
+    def _close(self, finished: set[int]) -> None:
+        """Closes the gaps that finished rows leave: only the rows that fill one are copied."""
+        rows = len(self.running)
+        left = rows - len(finished)
+        gaps = [row for row in range(left) if row in finished]
+        movers = [row for row in range(left, rows) if row not in finished]
+        if gaps:
+            device = self.decoder.device
+            self.slots.move(torch.tensor(gaps, device=device), torch.tensor(movers, device=device))
         for gap, mover in zip(gaps, movers, strict=True):
             self.running[gap] = self.running[mover]
-        del self.running[len(keep) :]
+        del self.running[left:]
 
-    def _clock(
-        self, began: float, prefill_tokens: int = 0, decode_tokens: int = 0, decode_steps: int = 0
-    ) -> None:
-        """Adds the time since `began` to prefill or to decoding, whichever was done."""
-        seconds = time.perf_counter() - began
-        prefill = prefill_tokens > 0
-        self.engine.timing += Timing(
-            prefill_tokens,
-            seconds if prefill else 0.0,
-            decode_tokens,
-            decode_steps,
-            0.0 if prefill else seconds,
-        )
+
+def _synchronise(device: torch.device) -> None:
+    """Waits for the device, so that a clock read next is right."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

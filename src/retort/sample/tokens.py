@@ -18,7 +18,9 @@ from torch import Tensor
 class SamplingParams:
     """How to draw completions. Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off.
 
-    `stop_token_ids` None stands for the model's own. Raises ValueError for values out of range.
+    `stop_token_ids` None stands for the model's own; `stop` strings end a completion at the token
+    that completes one. With `logprobs` completions tell that of each token. Raises ValueError for
+    values out of range.
     """
 
     n: int = 1
@@ -29,6 +31,8 @@ class SamplingParams:
     min_p: float = 0.0
     seed: int = 0
     stop_token_ids: tuple[int, ...] | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
 
     def __post_init__(self) -> None:
         for name, good in (
@@ -38,6 +42,7 @@ class SamplingParams:
             ("top_k", self.top_k >= 0),
             ("top_p", 0 < self.top_p <= 1),
             ("min_p", 0 <= self.min_p < 1),
+            ("stop", all(self.stop)),
         ):
             if not good:
                 raise ValueError(f"SamplingParams: {name} = {getattr(self, name)} is out of range")

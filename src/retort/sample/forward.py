@@ -1,0 +1,75 @@
+"""A decoder with the states of a fixed number of rows: what one decode step needs, and no more.
+
+`Plain` is the decoder as torch runs it, on any device and in any dtype: the reference that faster
+ones are tested against.
+
+Shapes: S rows that run, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from retort.model.decoder import Decoder
+from retort.model.state import DecoderState
+
+
+class Forward(Protocol):
+    """The states of `slots` rows, and a step of the first of them by one token each."""
+
+    slots: int
+    device: torch.device
+
+    def admit(self, slot_S: Tensor, prompt: DecoderState) -> None:
+        """Starts rows from a prompt that has been read: a state of one row, forked to each slot.
+
+        One prompt may be admitted several times, as slots become free: the same object each time.
+        """
+
+    def step(self, token_S: Tensor, reach: int) -> Tensor:
+        """Logits_SV of the first S slots after one more token each; their states go on.
+
+        `reach` bounds the number of tokens that any of them has read with this one. The logits
+        may be overwritten by the next step.
+        """
+
+    def move(self, slot_S: Tensor, source_S: Tensor) -> None:
+        """Copies rows from `source_S` over those of `slot_S`; the two do not meet."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the states of all slots."""
+
+
+class Plain:
+    """The decoder's own forward pass, for rows of at most `max_length` tokens."""
+
+    def __init__(self, decoder: Decoder, slots: int, max_length: int) -> None:
+        self.decoder, self.slots, self.device = decoder, slots, decoder.device
+        self.state = decoder.init_state(slots, max_length)
+
+    def admit(self, slot_S: Tensor, prompt: DecoderState) -> None:
+        """Copies the prompt's state to each slot."""
+        self.state.put(slot_S, prompt)
+
+    def step(self, token_S: Tensor, reach: int) -> Tensor:
+        """Logits_SV of the first S slots after one more token each."""
+        state = self.state.first(token_S.shape[0], reach=reach - 1)
+        return self.decoder(token_S[:, None], state).squeeze(1)
+
+    def move(self, slot_S: Tensor, source_S: Tensor) -> None:
+        """Copies rows from `source_S` over those of `slot_S`."""
+        self.state.put(slot_S, self.state.select(source_S))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the states of all slots."""
+        return self.state.nbytes
+
+
+def open_forward(decoder: Decoder, slots: int, max_length: int) -> Forward:
+    """The fastest forward for the decoder's device and dtype."""
+    return Plain(decoder, slots, max_length)

@@ -1,0 +1,53 @@
+"""How many completions a machine's memory holds at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from retort.model.cost import largest_batch, parameters
+from retort.model.decoder import Decoder
+
+SHARE = 0.8
+"""Of the free memory, what slots may take; the rest is for activations and other programs."""
+MOST = {"cpu": 128, "cuda": 1024}
+"""More slots than these bring no more tokens per second."""
+
+
+def auto_slots(decoder: Decoder, max_length: int) -> int:
+    """As many slots for rows of `max_length` tokens as the free memory of the decoder's device
+    holds, and are of use; at least one.
+    """
+    device, config = decoder.device, decoder.config
+    size = decoder.lm_head.weight.element_size()
+    # `largest_batch` takes the weights off, and these are there already.
+    budget = SHARE * free_memory(device) + parameters(config).total * size
+    return max(1, min(MOST.get(device.type, 1024), largest_batch(config, max_length, budget, size)))
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that can still be had on a device; on a CPU within what its control group allows."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + unused
+    return min(psutil.virtual_memory().available, group_memory(Path("/sys/fs/cgroup")))
+
+
+def group_memory(group: Path) -> float:
+    """What a container may still take, infinite where none is set (control groups, version 2)."""
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except OSError:
+        return float("inf")
+    return float("inf") if limit == "max" else float(int(limit) - used)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is a failed allocation, on whichever device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
