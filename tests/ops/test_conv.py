@@ -181,3 +181,36 @@ def test_gradients_of_packed_documents_equal_those_of_separate_ones() -> None:
         for y_BTE in (packed_BTE, torch.cat(separate, dim=1))
     )
     torch.testing.assert_close(found, expected)
+
+
+@PROPERTY
+@given(
+    taps=st.integers(1, 5),
+    length=st.integers(1, 2 * conv.BLOCK + 3),
+    channels=st.integers(1, 40),
+    packed=st.booleans(),
+    seed=SEEDS,
+)
+def test_kernels_equal_the_plain_form(
+    taps: int, length: int, channels: int, packed: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    padded_BTE, weight_KE = torch.randn(2, length + taps - 1, channels), torch.randn(taps, channels)
+    bias_E, grad_BTE = torch.randn(channels), torch.randn(2, length, channels)
+    document_BT = torch.randint(3, (2, length)).sort(1).values if packed else None
+    inputs = padded_BTE, weight_KE, bias_E, document_BT
+    torch.testing.assert_close(conv.fast_outputs(*inputs), conv.plain_outputs(*inputs))
+    inputs = grad_BTE, padded_BTE, weight_KE, document_BT
+    for one, other in zip(
+        conv.fast_gradients(*inputs), conv.plain_gradients(*inputs), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-5)
+
+
+def test_kernels_hand_on_what_is_not_finite() -> None:
+    padded_BTE = torch.randn(1, 8, 20)
+    padded_BTE[0, 3, 5], padded_BTE[0, 4, 6] = float("inf"), float("nan")
+    inputs = padded_BTE, torch.rand(4, 20) + 0.1, torch.randn(20), None
+    found, wanted = conv.fast_outputs(*inputs), conv.plain_outputs(*inputs)
+    torch.testing.assert_close(found, wanted, equal_nan=True)
+    assert not found.isfinite().all()

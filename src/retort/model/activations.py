@@ -88,18 +88,13 @@ def _projected1(mixer: Mamba1Config) -> int:
     return 2 * mixer.inner + 2 * mixer.kv_inner + mixer.dt_rank
 
 
-def _convolution(mixer: Mamba2Config | DiscreteMamba2Config | Mamba1Config, size: int) -> int:
-    """Its input, and for each tap but the last whether that reads from the same document."""
-    return size * (mixer.conv_channels + mixer.conv_width - 1)
-
-
 def _mamba2(mixer: Mamba2Config, size: int) -> int:
     """Around the recurrence: step sizes, the convolution, its activation's input and output, and
     a norm of the gated output. In float32 the gate is a view that keeps all of in_proj's output.
     """
     gate = _projected(mixer) if size == _FLOAT32 else mixer.inner
     steps = 2 * _FLOAT32 * mixer.heads
-    convolved = _convolution(mixer, size) + (size + _FLOAT32) * mixer.conv_channels
+    convolved = (2 * size + _FLOAT32) * mixer.conv_channels
     normed = _FLOAT32 * (gate + 3 * mixer.inner + mixer.groups) + 2 * size * mixer.inner
     return steps + convolved + normed
 
@@ -109,7 +104,7 @@ def _discrete(mixer: DiscreteMamba2Config, size: int) -> int:
     decays are a view that keeps all of in_proj's output.
     """
     decays = _FLOAT32 * (_projected(mixer) if size == _FLOAT32 else mixer.heads)
-    convolved = _convolution(mixer, size) + _FLOAT32 * mixer.conv_channels
+    convolved = (size + _FLOAT32) * mixer.conv_channels
     gated = (3 * _FLOAT32 + size) * mixer.inner
     return decays + convolved + gated
 
@@ -134,7 +129,7 @@ def _mamba1(mixer: Mamba1Config, length: int, size: int) -> float:
     x, B, C and dt in float32, a state for each chunk, and the gate.
     """
     casts = 0 if size == _FLOAT32 else 2  # C and the gate, else views of what in_proj gives
-    convolved = _convolution(mixer, size) + size * mixer.inner
+    convolved = size * mixer.conv_channels + size * mixer.inner
     scanned = _FLOAT32 * (6 + casts) * mixer.inner
     states = _FLOAT32 * mixer.state_channels * -(-length // min(mixer.chunk_size, length)) / length
     return size * (_projected1(mixer) + mixer.inner) + convolved + scanned + states
@@ -146,7 +141,7 @@ def matrices(config: DecoderConfig, length: int, size: int) -> float:
     """
     assert isinstance(config.mixer, Mamba2Config | DiscreteMamba2Config)
     mixer, float32 = config.mixer, size == _FLOAT32
-    kept = norm(config, size) + _convolution(mixer, size) + _FLOAT32 * mixer.conv_channels
+    kept = norm(config, size) + (size + _FLOAT32) * mixer.conv_channels
     match mixer:
         case Mamba2Config():
             kept += size * mixer.conv_channels + 2 * _FLOAT32 * mixer.heads
