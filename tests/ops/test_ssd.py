@@ -350,3 +350,26 @@ def test_mixing_matrix_is_block_diagonal_over_documents() -> None:
     assert relative_error(apply(matrix_BHTS, x.v), wanted) <= 1e-5
     crossing = document_BT[:, :, None] != document_BT[:, None, :]
     assert not matrix_BHTS.masked_select(crossing[:, None]).any()
+
+
+# The halves of a scan
+
+
+@PROPERTY
+@given(st.integers(1, 20), st.data())
+def test_the_halves_of_a_scan_equal_the_recurrence(length: int, data: st.DataObject) -> None:
+    x = data.draw(any_inputs(length))
+    state_BHPN = x.state.clone()
+    y_BTHP = ssd.outputs_ahead(*x)
+    assert torch.equal(x.state, state_BHPN)
+    ssd.advance_(x.v, x.log_decay, x.b, state_BHPN)
+    check((y_BTHP, state_BHPN), ssd.scan_sequential(*x.double()))
+
+
+def test_a_state_is_advanced_in_place_among_other_rows() -> None:
+    x, state_BHPN = inputs(5, batch=2), torch.randn(6, 4, 3, 5)
+    before = state_BHPN.clone()
+    ssd.advance_(x.v, x.log_decay, x.b, state_BHPN[:2])
+    _, expected = ssd.scan_sequential(*x._replace(state=before[:2]))
+    torch.testing.assert_close(state_BHPN[:2], expected, atol=1e-5, rtol=0)
+    assert torch.equal(state_BHPN[2:], before[2:])

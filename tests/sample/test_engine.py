@@ -10,7 +10,7 @@ from torch import Tensor
 
 from retort.model.decoder import Decoder
 from retort.sample import engine as engines
-from retort.sample import prefill
+from retort.sample import prefill, queue
 from retort.sample.engine import Completion, Engine, Finished, Request, Timing
 from retort.sample.forward import Plain
 from retort.sample.tokens import SamplingParams, draw, log_probability, uniforms
@@ -344,7 +344,7 @@ def test_prompts_of_like_length_are_read_together(
     hybrid: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prefill, "ROWS", 4)
-    monkeypatch.setattr(engines, "WINDOW", 8)
+    monkeypatch.setattr(queue, "WINDOW", 8)
     prompts = [[1] * (2 + 10 * (i % 2)) for i in range(12)]
     calls = Calls(hybrid)
     Engine(hybrid, 64).generate(prompts, SamplingParams(max_tokens=1))

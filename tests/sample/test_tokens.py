@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from retort.sample.tokens import SamplingParams, draw, log_probability, uniforms
+from retort.sample.tokens import (
+    SamplingParams,
+    draw,
+    log_probability,
+    probabilities,
+    uniforms,
+)
 
 LARGEST_UNIFORM = 1 - 2**-53
 NONE = -math.inf  # the logit of a token that cannot be drawn
@@ -202,6 +208,17 @@ def test_filters_equal_the_reference(filters: dict[str, float]) -> None:
         logits = (1.5 * torch.randn(12)).tolist()
         expected = reference(logits, params)
         assert shares(logits, params) == pytest.approx(expected, abs=1.5 / 4096)
+
+
+@pytest.mark.parametrize("filters", [{}, *FILTERS], ids=str)
+def test_probabilities_are_what_is_drawn(filters: dict[str, float]) -> None:
+    params = SamplingParams(**{"temperature": 0.9, **filters})  # type: ignore[arg-type]
+    logits_BV = 1.5 * torch.randn(10, 12)
+    for logits, found in zip(logits_BV.tolist(), probabilities(logits_BV, params), strict=True):
+        assert found.tolist() == pytest.approx(reference(logits, params), abs=1e-6)
+    greedy = probabilities(logits_BV, SamplingParams(temperature=0))
+    assert torch.equal(greedy.argmax(-1), logits_BV.argmax(-1))
+    assert greedy.sum(-1).tolist() == greedy.amax(-1).tolist() == [1.0] * 10
 
 
 @pytest.mark.parametrize(

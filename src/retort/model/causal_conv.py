@@ -24,7 +24,10 @@ class CausalConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
 
     def forward(self, x_BTE: Tensor, context: Context, state: MambaState | None) -> Tensor:
-        """The outputs y_BTE; with a state, its past inputs come first and are updated in place."""
+        """The outputs y_BTE; with a state, its past inputs come first and are updated in place.
+
+        A state of more past inputs than the taps reach back holds on to the older ones.
+        """
         weight_EK = self.weight.squeeze(1)
         if state is None:
             return conv.scan(x_BTE, weight_EK, self.bias, None, context.document_BT)
@@ -36,8 +39,10 @@ class CausalConv(nn.Module):
         count_B = context.count_B
         if count_B is None:
             count_B = torch.full(x_BTE.shape[:1], x_BTE.shape[1], device=x_BTE.device)
-        state.conv_BWE.copy_(conv.last_inputs(x_BTE, self.width, count_B, before_BWE))
-        return conv.scan(x_BTE, weight_EK, self.bias, before_BWE, context.document_BT)
+        held = before_BWE.shape[1]
+        state.conv_BWE.copy_(conv.last_inputs(x_BTE, held + 1, count_B, before_BWE))
+        reached_BWE = before_BWE[:, held - (self.width - 1) :]
+        return conv.scan(x_BTE, weight_EK, self.bias, reached_BWE, context.document_BT)
 
     def empty_past(self, batch: int) -> Tensor:
         """The past inputs of rows that have read nothing, conv_BWE."""

@@ -108,6 +108,21 @@ class Mamba1(Recurrent[Inputs]):
         )
         return y_BHP[:, None], next_BHPN
 
+    def _outputs_ahead(self, inputs: Inputs, state_BHPN: Tensor) -> Tensor:
+        y_BTHP, _ = self._few(inputs, inputs.dt_BTHP, state_BHPN)
+        return y_BTHP
+
+    def _advance_(self, inputs: Inputs, kept_BT: Tensor, state_BHPN: Tensor) -> None:
+        # A token with dt = 0 neither decays the state nor adds to it.
+        dt_BTHP = inputs.dt_BTHP * kept_BT[..., None, None]
+        state_BHPN.copy_(self._few(inputs, dt_BTHP, state_BHPN)[1])
+
+    def _few(self, inputs: Inputs, dt_BTHP: Tensor, state_BHPN: Tensor) -> tuple[Tensor, Tensor]:
+        """Token by token: a scan in chunks would hold a state for each of these few tokens."""
+        return scan.scan_sequential(
+            inputs.x_BTHP, dt_BTHP, self._rate(), inputs.b_BTHN, inputs.c_BTHN, state_BHPN
+        )
+
     def _output(self, y_BTHP: Tensor, inputs: Inputs) -> Tensor:
         y_BTE = (y_BTHP + self._heads(self.D.float()) * inputs.x_BTHP).flatten(2)
         gated_BTE = y_BTE * silu(inputs.gate_BTE.float())

@@ -116,6 +116,16 @@ class StateSpaceDual(Recurrent[Inputs]):
         )
         return y_BHP[:, None], next_BHPN
 
+    def _outputs_ahead(self, inputs: Inputs, state_BHPN: Tensor) -> Tensor:
+        return ssd.outputs_ahead(
+            inputs.values_BTHP, inputs.log_decay_BTH, inputs.b_BTGN, inputs.c_BTGN, state_BHPN
+        )
+
+    def _advance_(self, inputs: Inputs, kept_BT: Tensor, state_BHPN: Tensor) -> None:
+        values_BTHP = inputs.values_BTHP.where(kept_BT[..., None, None], 0)
+        log_decay_BTH = inputs.log_decay_BTH.where(kept_BT[..., None], 0)
+        ssd.advance_(values_BTHP, log_decay_BTH, inputs.b_BTGN, state_BHPN)
+
     def _zeros(self, batch: int) -> Tensor:
         shape = batch, self.config.heads, self.config.head_dim, self.config.state_size
         return torch.zeros(shape, dtype=torch.float32, device=self.D.device)

@@ -29,6 +29,10 @@ class LayerState:
         """The first rows, as views: what is written to them is written here."""
         return type(self)(*(tensor[:rows] for tensor in self.tensors()))
 
+    def branch(self) -> Self:
+        """A state that can be read on from while this one keeps its meaning: here a copy."""
+        return type(self)(*(tensor.clone() for tensor in self.tensors()))
+
     def put(self, slots: Tensor, source: Self) -> None:
         """Overwrites the rows `slots` with those of `source`, or all with its only row."""
         for mine, theirs in zip(self.tensors(), source.tensors(), strict=True):
@@ -41,6 +45,10 @@ class AttentionState(LayerState):
 
     k_BKLD: Tensor
     v_BKLD: Tensor
+
+    def branch(self) -> Self:
+        """The cache itself: what is written past a row's length means nothing to it."""
+        return self
 
     def put(self, slots: Tensor, source: Self) -> None:
         """Overwrites rows; `source` may be shorter, since what lies past its length is unused."""
@@ -89,6 +97,11 @@ class DecoderState:
         index = torch.as_tensor(rows, dtype=torch.long, device=self.length_B.device)
         layers = [layer.select(index) for layer in self.layers]
         return DecoderState(layers, self.length_B[index], self.max_length, self.reach)
+
+    def branch(self) -> DecoderState:
+        """A state to read on from and throw away: this one stays as it is up to its lengths."""
+        layers = [layer.branch() for layer in self.layers]
+        return DecoderState(layers, self.length_B.clone(), self.max_length, self.reach)
 
     def first(self, rows: int, reach: int) -> DecoderState:
         """The first rows, as views: a call that continues from them updates this state."""

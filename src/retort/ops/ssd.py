@@ -4,6 +4,8 @@
 
 `scan_chunked` runs it in parallel over T, `step` one token at a time, and `mixing_matrix` is the
 T x T matrix M with y = M v. `scan_sequential` is the recurrence as written, the reference of all.
+`outputs_ahead` and `advance_` are the two halves of a scan over few tokens, of which it is known
+only after the first half how many stay.
 
 Shapes: B batch, T time, H heads, P head channels, G groups of b/c, N state; Q chunk, K chunks.
 Head h reads group h // (H/G). Log-decays a are <= 0, down to -inf; every result is in the dtype of
@@ -92,6 +94,29 @@ def scan_chunked(
 
     y_BKQHP = (within_BKHQP + across_BKHQP).transpose(2, 3)
     return y_BKQHP.flatten(1, 2)[:, :length], last_BHPN
+
+
+def outputs_ahead(
+    v_BTHP: Tensor, log_decay_BTH: Tensor, b_BTGN: Tensor, c_BTGN: Tensor, state_BHPN: Tensor
+) -> Tensor:
+    """The outputs y_BTHP of a few tokens alone: the state is read once, and none is made."""
+    matrix_BHTT = mixing_matrix(log_decay_BTH, b_BTGN, c_BTGN)
+    within_BHTP = matrix_BHTT @ v_BTHP.transpose(1, 2)
+    c_BHTN = per_head(c_BTGN, v_BTHP.shape[2], dim=2).transpose(1, 2)
+    entering_BHT = log_decay_BTH.transpose(1, 2).cumsum(-1).exp()
+    across_BHTP = (c_BHTN @ state_BHPN.transpose(-1, -2)) * entering_BHT[..., None]
+    return (within_BHTP + across_BHTP).transpose(1, 2)
+
+
+def advance_(v_BTHP: Tensor, log_decay_BTH: Tensor, b_BTGN: Tensor, state_BHPN: Tensor) -> None:
+    """Moves a contiguous state on by a few tokens, in place and without their outputs."""
+    a_BHT = log_decay_BTH.transpose(1, 2)
+    leaving_BHT = decay_matrix(a_BHT)[..., -1, :]
+    weighted_BHTP = v_BTHP.transpose(1, 2) * leaving_BHT[..., None]
+    b_BHTN = per_head(b_BTGN, v_BTHP.shape[2], dim=2).transpose(1, 2)
+    state_BHPN *= a_BHT.sum(-1).exp()[..., None, None]
+    state_XPN = state_BHPN.view(-1, *state_BHPN.shape[2:])
+    state_XPN.baddbmm_(weighted_BHTP.flatten(0, 1).transpose(1, 2), b_BHTN.flatten(0, 1))
 
 
 def decay_matrix(log_decay_T: Tensor, document_T: Tensor | None = None) -> Tensor:

@@ -53,7 +53,7 @@ from retort.recipe.running import (
     Planning,
     Tracker,
 )
-from retort.recipe.sampling import SampleRecipe, Sampling
+from retort.recipe.sampling import Draft, SampleRecipe, Sampling
 from retort.recipe.students import (
     Continued,
     Fresh,
@@ -80,6 +80,7 @@ __all__ = [
     "Difficulty",
     "Distill",
     "DistillRecipe",
+    "Draft",
     "Evaluation",
     "Files",
     "Fraction",

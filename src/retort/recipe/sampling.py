@@ -23,6 +23,13 @@ class Sampling(Frozen):
     seed: NonNegativeInt = 0
 
 
+class Draft(Frozen):
+    """A small model that proposes tokens, so many at a time, for the large one to verify."""
+
+    model: ModelFolder
+    tokens: PositiveInt = 4
+
+
 class SampleRecipe(Frozen):
     """`retort sample`: one model on one set of problems, into one run folder."""
 
@@ -32,6 +39,7 @@ class SampleRecipe(Frozen):
     problems: Problems
     prompt: Prompt = PAPER_PROMPT
     sampling: Sampling = Sampling()
+    draft: Draft | None = None
     slots: PositiveInt = 64
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None

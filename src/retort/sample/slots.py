@@ -7,7 +7,7 @@ Shapes: S rows that run, M tokens of a completion, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class Slots:
     until it is taken out, but writes nothing more; `cut_S` is one that ended before its last token.
     """
 
-    def __init__(self, forward: Forward, params: SamplingParams, stops: Sequence[int]) -> None:
+    def __init__(self, forward: Forward, params: SamplingParams, stops: Collection[int]) -> None:
         self.forward, self.params = forward, params
         slots, device = forward.slots, forward.device
         self.seed_S, self.count_S, self.token_S = torch.zeros(

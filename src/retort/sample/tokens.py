@@ -52,9 +52,21 @@ def draw(logits_BV: Tensor, uniform_B: Tensor, params: SamplingParams) -> Tensor
     """One token for each row, token_B, by inverting the cumulative distribution at `uniform_B`."""
     if params.temperature == 0:
         return logits_BV.argmax(-1)
-    p_BV = (logits_BV.float() / params.temperature).softmax(-1)
-    p_BV = _filtered(p_BV, params)
-    cdf_BV = p_BV.cumsum(-1)
+    return choose(_weights(logits_BV, params), uniform_B)
+
+
+def probabilities(logits_BV: Tensor, params: SamplingParams) -> Tensor:
+    """What `draw` draws each token with, p_BV: after temperature and filters, in float32."""
+    if params.temperature == 0:
+        p_BV = torch.zeros_like(logits_BV, dtype=torch.float32)
+        return p_BV.scatter_(1, logits_BV.argmax(-1, keepdim=True), 1)
+    p_BV = _weights(logits_BV, params)
+    return p_BV / p_BV.sum(-1, keepdim=True)
+
+
+def choose(weight_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """The token of each row at which its share of the row's weight reaches `uniform_B`."""
+    cdf_BV = weight_BV.cumsum(-1)
     # Scaled to the total that was actually summed, so that rounding cannot leave the range.
     threshold_B1 = uniform_B.to(cdf_BV.dtype)[:, None] * cdf_BV[:, -1:]
     token_B = (cdf_BV <= threshold_B1).sum(-1)
@@ -83,6 +95,11 @@ def uniforms(seed_B: Tensor, position_B: Tensor) -> Tensor:
 def _shift_right(z: Tensor, bits: int) -> Tensor:
     """A logical shift: int64's own would copy the sign bit."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _weights(logits_BV: Tensor, params: SamplingParams) -> Tensor:
+    """Probabilities at the temperature, 0 where a filter leaves a token out."""
+    return _filtered((logits_BV.float() / params.temperature).softmax(-1), params)
 
 
 def _filtered(p_BV: Tensor, params: SamplingParams) -> Tensor:

@@ -1,0 +1,165 @@
+"""What a verification of several tokens costs beside a step of one, and when it pays.
+
+    python benchmarks/speculative.py benchmarks/results/speculative-cpu.json
+
+Random weights, float32, one thread, every row behind 128 tokens; the draft is an attention model of
+two layers and half the width. Step, draft and verification alternate, so that a busy machine slows
+all of them. `breaks_even` is the mean number of accepted proposals from which a round (draft and
+verification) is cheaper than the steps that would give as many tokens; where it is above `tokens`,
+that is never.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+import retort
+from retort.model.ahead import read_ahead
+from retort.model.config import ATTENTION
+from retort.model.decoder import Decoder
+from retort.model.geometries import geometry
+from retort.model.state import DecoderState
+from retort.sample.forward import open_forward
+from retort.sample.proposals import Proposals, Streams, judge, propose, read
+from retort.sample.tokens import SamplingParams, draw, uniforms
+
+MODELS = ("small", "small-pure", "small-hybrid")
+BATCHES = (1, 8, 64)
+TOKENS = (2, 4, 8)
+CONTEXT = 128
+PARAMS = SamplingParams()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Milliseconds, medians, and what follows from them."""
+
+    model: str
+    batch: int
+    tokens: int
+    step: float
+    verification: float
+    draft: float
+    breaks_even: float
+
+
+class Rounds:
+    """What is measured, on rows that have all read `CONTEXT` tokens."""
+
+    def __init__(self, model: Decoder, draft: Decoder, batch: int, tokens: int, steps: int) -> None:
+        self.model, self.draft, self.tokens = model, draft, tokens
+        self.zeros_B = torch.zeros(batch, dtype=torch.long)
+        self.streams = Streams(torch.arange(batch), self.zeros_B)
+        room = CONTEXT + tokens + 1 + steps
+        self.state, self.draft_state = (begun(each, batch, room) for each in (model, draft))
+        self.forward, self.reach = open_forward(model, batch, room), CONTEXT
+        self.forward.admit(torch.arange(batch), self.state.select([0]))
+        self.proposals: Proposals | None = None
+
+    def step(self) -> None:
+        """A token for every row, as plain decoding makes it."""
+        self.reach += 1
+        logits_BV = self.forward.step(self.zeros_B, self.reach)
+        draw(logits_BV, uniforms(self.streams.seed_S, self.zeros_B), PARAMS)
+
+    def drafting(self) -> None:
+        """Proposals, after what was accepted has been read: another number for every row."""
+        state = again(self.draft_state)
+        unread = [[1] * (1 + row % (self.tokens + 1)) for row in range(len(self.zeros_B))]
+        logits_BV = read(self.draft, state, unread)
+        self.proposals = propose(self.draft, state, logits_BV, self.streams, self.tokens, PARAMS)
+
+    def verification(self) -> None:
+        """What becomes of the proposals."""
+        assert self.proposals is not None
+        ids_BT = torch.cat([self.zeros_B[:, None], self.proposals.token_SK], dim=1)
+        logits_BTV, ahead = read_ahead(self.model, ids_BT, again(self.state))
+        _, accepted_B = judge(logits_BTV, self.proposals, self.streams, PARAMS)
+        ahead.keep(accepted_B + 1)
+
+
+def begun(decoder: Decoder, batch: int, room: int) -> DecoderState:
+    """A state of rows that have read the same tokens."""
+    state = decoder.init_state(1, room)
+    decoder(torch.randint(decoder.config.vocab_size, (1, CONTEXT)), state)
+    return state.fork(batch)
+
+
+def again(state: DecoderState) -> DecoderState:
+    """The state, its rows as long as at first."""
+    state.length_B.fill_(CONTEXT)
+    return state.first(state.batch, CONTEXT)
+
+
+def random_model(name: str, small: bool = False) -> Decoder:
+    """A model of a geometry's size, or a draft for it."""
+    config = geometry(name)
+    if small:
+        kinds, width = (ATTENTION,) * 2, config.hidden_size // 2
+        config = replace(
+            config, layer_types=kinds, hidden_size=width, intermediate_size=3 * width, mixer=None
+        )
+    decoder = Decoder(config)
+    decoder.reset_parameters()
+    return decoder.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def measure(name: str, batch: int, tokens: int, repeats: int) -> Cost:
+    """A step, a draft and a verification, in turn."""
+    torch.manual_seed(0)
+    models = random_model(name), random_model(name, small=True)
+    rounds = Rounds(*models, batch, tokens, repeats + 2)
+    kinds = rounds.step, rounds.drafting, rounds.verification
+    for _ in range(2):
+        for kind in kinds:
+            kind()
+    times = [[milliseconds(kind) for kind in kinds] for _ in range(repeats)]
+    step, draft, verified = (statistics.median(column) for column in zip(*times, strict=True))
+    return Cost(name, batch, tokens, step, verified, draft, (draft + verified) / step - 1)
+
+
+def milliseconds(work: Callable[[], None]) -> float:
+    """How long it takes."""
+    began = time.perf_counter()
+    work()
+    return 1e3 * (time.perf_counter() - began)
+
+
+def main() -> None:
+    """Measures, shows and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--repeats", type=int, default=15)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    costs = []
+    for name in MODELS:
+        for batch in BATCHES:
+            for tokens in TOKENS:
+                costs.append(measure(name, batch, tokens, options.repeats))
+                print(json.dumps(asdict(costs[-1])), flush=True)
+    about = {
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "retort": retort.__version__,
+        "threads": 1,
+        "context": CONTEXT,
+        "repeats": options.repeats,
+        "unit": "milliseconds, medians",
+    }
+    text = json.dumps({**about, "costs": [asdict(cost) for cost in costs]}, indent=2)
+    options.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
