@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from retort.model.decoder import Decoder
-from retort.sample import engine as engines
-from retort.sample import prefill, queue
+from retort.sample import prefill, queue, samplers, slots
 from retort.sample.engine import Completion, Engine, Finished, Request, Timing
 from retort.sample.forward import Plain
+from retort.sample.forward_cpu import Cpu
 from retort.sample.tokens import SamplingParams, draw, log_probability, uniforms
 
 VOCABULARY = 61
@@ -428,7 +428,7 @@ class Crowded(Plain):
 
     steps = 0
 
-    def __init__(self, decoder: Decoder, slots: int, max_length: int) -> None:
+    def __init__(self, decoder: Decoder, slots: int, max_length: int, own_length: int) -> None:
         if slots > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         super().__init__(decoder, slots, max_length)
@@ -449,7 +449,7 @@ def test_out_of_memory_goes_on_with_fewer_slots(
     """While the batch is made, and in the middle of it, where some completions are done."""
     params = SamplingParams(max_tokens=12)
     expected = tokens(sampled(Engine(hybrid, 4), requests, params))
-    monkeypatch.setattr(engines, "open_forward", Crowded)
+    monkeypatch.setattr(slots, "open_forward", Crowded)
     engine = Engine(hybrid, 8)
     assert tokens(sampled(engine, requests, params)) == expected
     told = capsys.readouterr().err
@@ -463,7 +463,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
     def broken(*_: object) -> Plain:
         raise RuntimeError("no kernel for this")
 
-    monkeypatch.setattr(engines, "open_forward", broken)
+    monkeypatch.setattr(slots, "open_forward", broken)
     with pytest.raises(RuntimeError, match="no kernel for this"):
         list(Engine(hybrid, 8).stream(requests, SamplingParams()))
 
@@ -516,3 +516,41 @@ def test_log_probabilities_of_each_token(hybrid: Decoder, requests: list[Request
         assert ours.logprobs is not None
         assert len(ours.logprobs) == len(ours.token_ids)
         assert sum(ours.logprobs) == pytest.approx(theirs.logprob)
+
+
+# With the kernels of a CPU, in float32
+
+
+@pytest.mark.parametrize("layers", ["aa", "mm", "am", "dd", "sa"])
+@pytest.mark.parametrize("temperature", [0.0, 1.1])
+def test_kernels_sample_the_same(
+    make_decoder: Callable[..., Decoder],
+    requests: list[Request],
+    layers: str,
+    temperature: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Slots are refilled and rows moved; a rounding may decide a token now and then."""
+    decoder = make_decoder(layers, eos_token_ids=STOPS)
+    params = SamplingParams(max_tokens=40, temperature=temperature)
+    found = flat(sampled(Engine(decoder, 4), requests, params))
+    monkeypatch.setattr(slots, "open_forward", lambda *args: Plain(*args[:3]))
+    monkeypatch.setattr(slots, "open_sampler", lambda params, *_: samplers.Plain(params))
+    plain = flat(sampled(Engine(decoder, 4), requests, params))
+    same = [(a, b) for a, b in zip(found, plain, strict=True) if a.token_ids == b.token_ids]
+    assert len(same) >= len(plain) - 1
+    for ours, theirs in same:
+        assert ours.finish_reason == theirs.finish_reason
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-3)
+
+
+def test_a_cpu_in_float32_has_kernels(make_decoder: Callable[..., Decoder]) -> None:
+    decoder, params = make_decoder("am"), SamplingParams()
+    opened = slots.open_slots(decoder, 2, (8, 8), params, ())
+    assert isinstance(opened.forward, Cpu)
+    assert isinstance(opened.sampler, samplers.Cpu)
+    filtered = slots.open_slots(decoder, 2, (8, 8), replace(params, top_p=0.9), ())
+    assert isinstance(filtered.sampler, samplers.Plain)
+    exact = slots.open_slots(decoder.double(), 2, (8, 8), params, ())
+    assert isinstance(exact.forward, Plain)
+    assert isinstance(exact.sampler, samplers.Plain)

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from retort.console import warn
 from retort.model.decoder import Decoder
-from retort.sample.forward import open_forward
 from retort.sample.memory import is_out_of_memory
 from retort.sample.queue import Prompts, Queue, Request, Timing, fill
-from retort.sample.slots import Slots
+from retort.sample.slots import open_slots
 from retort.sample.stopping import StopStrings
 from retort.sample.tokens import SamplingParams
 from retort.store import sample_seed
@@ -149,9 +148,10 @@ class _Batch:
         self.steps = 0
         self.tokens = 0  # of the running rows, when last looked at
         # Rows that have finished still go on until the next look.
-        longest = self.prompts.longest + params.max_tokens + engine.look
-        forward = open_forward(engine.decoder, min(engine.slots, len(left)), longest)
-        self.slots = Slots(forward, params, self.stops)
+        own = params.max_tokens + engine.look
+        lengths = self.prompts.longest + own, own
+        count = min(engine.slots, len(left))
+        self.slots = open_slots(engine.decoder, count, lengths, params, self.stops)
 
     def run(self) -> Iterator[Finished]:
         """Completions as they finish, until none is left."""

@@ -16,6 +16,9 @@ from torch import Tensor
 from retort.model.decoder import Decoder
 from retort.model.state import DecoderState
 
+KERNELS = (torch.bfloat16, torch.float16, torch.float32)
+"""What a GPU has kernels for."""
+
 
 class Forward(Protocol):
     """The states of `slots` rows, and a step of the first of them by one token each."""
@@ -70,6 +73,20 @@ class Plain:
         return self.state.nbytes
 
 
-def open_forward(decoder: Decoder, slots: int, max_length: int) -> Forward:
-    """The fastest forward for the decoder's device and dtype."""
+def open_forward(
+    decoder: Decoder, slots: int, max_length: int, own_length: int | None = None
+) -> Forward:
+    """The fastest forward for the decoder's device and dtype.
+
+    Rows have at most `max_length` tokens, `own_length` of them behind their prompts.
+    """
+    weight = decoder.lm_head.weight
+    if weight.device.type == "cuda" and weight.dtype in KERNELS:
+        from retort.sample.forward_cuda import Cuda
+
+        return Cuda(decoder, slots, max_length, own_length)
+    if weight.device.type == "cpu" and weight.dtype == torch.float32:
+        from retort.sample.forward_cpu import Cpu
+
+        return Cpu(decoder, slots, max_length)
     return Plain(decoder, slots, max_length)

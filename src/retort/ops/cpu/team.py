@@ -1,0 +1,135 @@
+"""A kernel's work shared among threads.
+
+The threads are those that torch computes with: two groups of them on the same cores would wait for
+each other, since the one that has nothing to do keeps its cores busy for a while. torch brings
+GNU's OpenMP library along on Linux, and a function that any compiler calls to start a parallel
+region is all that is needed of it; elsewhere kernels run on the calling thread alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typing.templates import Signature
+
+from retort.ops.cpu.jit import generated
+
+Team = tuple[int, int]
+"""How many threads, and the address of the function that starts them."""
+
+ALONE: Team = (1, 0)
+"""The calling thread."""
+
+WORTHWHILE = 1 << 15
+"""Numbers that a kernel has to touch before it starts other threads: ten microseconds or more."""
+
+WORD = ir.IntType(64)
+BYTES = ir.IntType(8).as_pointer()
+
+
+def of_threads(count: int) -> Team:
+    """A team of `count` of torch's threads; where it has none of these, the calling thread alone.
+
+    torch must have been imported: it brings the library that is looked for.
+    """
+    if count <= 1 or not sys.platform.startswith("linux"):
+        return ALONE
+    start = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    address = ctypes.cast(start, ctypes.c_void_p).value if start else None
+    return (count, address) if address else ALONE
+
+
+@generated
+def share(
+    typing: Any, work: Any, arguments: Any, items: Any, cost: Any, team: Any
+) -> tuple[Signature, Callable[..., Any]]:
+    """Calls work(first, last, worker, *arguments) over the ranges that make up 0 .. items.
+
+    An item touches `cost` numbers; little work is done by the calling thread, all at once, as
+    worker 0. More of it is cut into ranges, and each thread takes the next one when it is free, so
+    that neither rows of different length nor a busy core keep the others waiting. `worker` counts
+    the threads. The work must not raise.
+    """
+    ends = (types.int64, types.int64, types.int64)
+    signature = work.get_call_type(typing, ends + tuple(arguments), {})
+    compiled = work.dispatcher.overloads[signature.args]
+
+    def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
+        context.add_linking_libs([compiled.library])
+
+        def call(builder: Any, first: Any, last: Any, worker: Any, packed: Any) -> None:
+            unpacked = cgutils.unpack_tuple(builder, packed)
+            every = [first, last, worker, *unpacked]
+            context.call_internal_no_propagate(builder, compiled.fndesc, signature, every)
+
+        _share(builder, args, call)
+        return context.get_dummy_value()
+
+    return types.void(work, arguments, types.int64, types.int64, team), generate
+
+
+def _share(builder: Any, args: Any, call: Callable[..., None]) -> None:
+    """The code that decides who does the work, and has it done."""
+    _, packed, items, cost, team = args
+    threads, address = cgutils.unpack_tuple(builder, team)
+    several = builder.icmp_signed(">", threads, WORD(1))
+    enough = builder.icmp_signed(">=", builder.mul(items, cost), WORD(WORTHWHILE))
+    together = builder.and_(several, enough)
+    part = builder.add(builder.sdiv(items, builder.mul(threads, WORD(4))), WORD(1))
+    grain = builder.select(together, part, items)
+    job = _job(builder, [WORD(0), WORD(0), items, grain], packed)
+    worker = _worker(builder.module, job.type, call)
+    with builder.if_else(together) as (then, otherwise):
+        with then:
+            _start(builder, address, worker, job, threads)
+        with otherwise:
+            builder.call(worker, [builder.bitcast(job, BYTES)])
+
+
+def _job(builder: Any, numbers: list[Any], packed: Any) -> Any:
+    """What the workers share, on the stack: workers, next item, items, grain, arguments."""
+    layout = ir.LiteralStructType([*(number.type for number in numbers), packed.type])
+    job = cgutils.alloca_once(builder, layout)
+    for i, value in enumerate([*numbers, packed]):
+        builder.store(value, cgutils.gep_inbounds(builder, job, 0, i))
+    return job
+
+
+def _worker(module: Any, job_type: Any, call: Callable[..., None]) -> Any:
+    """What each thread runs: it takes ranges until none is left."""
+    name = module.get_unique_name("worker")
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [BYTES]), name)
+    function.linkage = "internal"
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    job = builder.bitcast(function.args[0], job_type)
+    fields = [cgutils.gep_inbounds(builder, job, 0, i) for i in range(5)]
+    items, grain, packed = (builder.load(field) for field in fields[2:])
+    number = builder.atomic_rmw("add", fields[0], WORD(1), "monotonic")
+    take, work, done = (function.append_basic_block(name) for name in ("take", "work", "done"))
+    builder.branch(take)
+    builder.position_at_end(take)
+    first = builder.atomic_rmw("add", fields[1], grain, "monotonic")
+    builder.cbranch(builder.icmp_signed("<", first, items), work, done)
+    builder.position_at_end(work)
+    end = builder.add(first, grain)
+    last = builder.select(builder.icmp_signed("<", end, items), end, items)
+    call(builder, first, last, number, packed)
+    builder.branch(take)
+    builder.position_at_end(done)
+    builder.ret_void()
+    return function
+
+
+def _start(builder: Any, address: Any, worker: Any, job: Any, threads: Any) -> None:
+    """GOMP_parallel(worker, job, threads, flags), which returns when all of them have."""
+    number, none = ir.IntType(32), ir.VoidType()
+    kind = ir.FunctionType(none, [worker.type, BYTES, number, number])
+    start = builder.inttoptr(address, kind.as_pointer())
+    many = builder.trunc(threads, number)
+    builder.call(start, [worker, builder.bitcast(job, BYTES), many, number(0)])

@@ -1,0 +1,272 @@
+"""The layers of a decoder on a CPU, one token a row: their weights as kernels read them, the states
+of all slots, and room for what a step computes.
+
+Kernels take NumPy's views of torch's memory, made once.
+
+Shapes: S slots, D model width, C columns of a projection, E inner width, F conv channels, I the
+MLP's width, L positions, W past inputs, K = W + 1 taps, H heads, P head channels, N state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from retort.model.attention import Attention
+from retort.model.causal_conv import CausalConv
+from retort.model.decoder import MLP, LayerState, Mixer
+from retort.model.mamba1 import Mamba1
+from retort.model.mamba2 import DiscreteMamba2, Mamba2
+from retort.model.norms import RMSNorm
+from retort.model.state import AttentionState, MambaState
+from retort.ops.cpu import attention, mamba1, mamba2, norms
+from retort.ops.cpu.team import Team
+from retort.sample.fused_weights import fused
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the layers share: how many tokens each row has read, RoPE's angles by position, the
+    dtype of keys and values, the threads, and whether weights are to be copied.
+    """
+
+    length_S: NDArray[np.int64]
+    cos_LD: NDArray[np.float32]
+    sin_LD: NDArray[np.float32]
+    kv_dtype: torch.dtype
+    team: Team
+    copied: bool
+
+    @property
+    def slots(self) -> int:
+        """The number of rows at most."""
+        return self.length_S.size
+
+
+class Layer(Protocol):
+    """A mixer with its states; the first dimension of each of their tensors is the slot."""
+
+    def tensors(self) -> list[Tensor]:
+        """The states."""
+
+    def admit(self, slot_S: Tensor, prompt: LayerState, length: int) -> None:
+        """Starts rows from a prompt of one row and `length` tokens."""
+
+    def move(self, slot_S: Tensor, source_S: Tensor, length: int) -> None:
+        """Copies rows of at most `length` tokens over others."""
+
+    def step(self, u_SD: Tensor, y_SD: Tensor) -> None:
+        """Writes what it adds to the residual stream of the first S slots; their states go on."""
+
+
+class Product:
+    """A product with weights of a decoder, and room for the result of each slot."""
+
+    def __init__(self, layers: list[nn.Linear], shared: Shared) -> None:
+        self.weight_IO = fused(layers, shared.copied)
+        self.result_SO = torch.empty(shared.slots, self.weight_IO.shape[1])
+        self.array_SO = self.result_SO.numpy()
+
+    def __call__(self, x_SI: Tensor) -> Tensor:
+        """The result for the first S slots, which the next call overwrites."""
+        return torch.mm(x_SI, self.weight_IO, out=self.result_SO[: x_SI.shape[0]])
+
+
+class AttentionLayer:
+    """Attention over a cache of each slot's tokens."""
+
+    def __init__(self, mixer: Attention, shared: Shared) -> None:
+        self.shared = shared
+        projections = [mixer.q_proj, mixer.k_proj, mixer.v_proj]
+        self.qkv = Product(projections, shared)
+        self.o_ED = fused([mixer.o_proj], shared.copied)
+        biases = [bias for name, bias in mixer.named_parameters() if name.endswith("_proj.bias")]
+        self.bias_C = torch.cat([torch.empty(0), *biases]).detach().numpy()
+        scales = [mixer.q_norm, mixer.k_norm]
+        self.scales = [_weight(norm) for norm in scales]
+        self.eps = max(norm.eps if isinstance(norm, RMSNorm) else 0.0 for norm in scales)
+        shape = shared.slots, mixer.kv_heads, len(shared.cos_LD), mixer.head_dim
+        self.k_SKLD, self.v_SKLD = torch.zeros(2, *shape, dtype=shared.kv_dtype)
+        self.caches = [_stored(self.k_SKLD), _stored(self.v_SKLD)]
+        group = mixer.heads // mixer.kv_heads
+        self.score_TGL = np.empty((shared.team[0], group, shape[2]), np.float32)
+        self.y_SE = torch.empty(shared.slots, mixer.heads * mixer.head_dim)
+        self.y_SHD = self.y_SE.view(-1, mixer.heads, mixer.head_dim).numpy()
+
+    def tensors(self) -> list[Tensor]:
+        """Keys and values."""
+        return [self.k_SKLD, self.v_SKLD]
+
+    def admit(self, slot_S: Tensor, prompt: LayerState, length: int) -> None:
+        """Copies the prompt's keys and values to each slot."""
+        assert isinstance(prompt, AttentionState)
+        for mine, theirs in zip(self.tensors(), prompt.tensors(), strict=True):
+            mine[slot_S, :, :length] = theirs[:, :, :length].to(mine.dtype)
+
+    def move(self, slot_S: Tensor, source_S: Tensor, length: int) -> None:
+        """Copies what rows of at most `length` tokens hold."""
+        for tensor in self.tensors():
+            tensor[slot_S, :, :length] = tensor[source_S, :, :length]
+
+    def step(self, u_SD: Tensor, y_SD: Tensor) -> None:
+        """Writes what it adds to the residual stream of the first S slots; their caches grow."""
+        shared, rows = self.shared, u_SD.shape[0]
+        self.qkv(u_SD)
+        attention.attend(
+            self.qkv.array_SO,
+            self.bias_C,
+            *self.scales,
+            self.eps,
+            shared.cos_LD,
+            shared.sin_LD,
+            shared.length_S,
+            *self.caches,
+            self.score_TGL,
+            self.y_SHD,
+            rows,
+            shared.team,
+        )
+        torch.mm(self.y_SE[:rows], self.o_ED, out=y_SD)
+
+
+class Recurrent:
+    """The states of a state-space mixer: past inputs of its convolution, as a ring, and its own."""
+
+    def __init__(self, conv: CausalConv, states: tuple[int, int, int], shared: Shared) -> None:
+        self.shared = shared
+        self.past_SWF = torch.zeros(shared.slots, conv.width - 1, conv.bias.numel())
+        self.state_SHNP = torch.zeros(shared.slots, *states)
+        self.conv = _array(conv.weight.squeeze(1).t()), _array(conv.bias)
+        self.arrays = self.past_SWF.numpy(), self.state_SHNP.numpy()
+
+    def tensors(self) -> list[Tensor]:
+        """Past inputs and states."""
+        return [self.past_SWF, self.state_SHNP]
+
+    def admit(self, slot_S: Tensor, prompt: LayerState, length: int) -> None:
+        """Copies the prompt's state to each slot."""
+        assert isinstance(prompt, MambaState)
+        # The oldest input is that of position length - W, whose place is the same as length's.
+        self.past_SWF[slot_S] = prompt.conv_BWE.roll(length, dims=1)
+        self.state_SHNP[slot_S] = prompt.ssm_BHPN.transpose(-1, -2)
+
+    def move(self, slot_S: Tensor, source_S: Tensor, length: int) -> None:
+        """Copies rows over others."""
+        for tensor in self.tensors():
+            tensor[slot_S] = tensor[source_S]
+
+
+class DualLayer(Recurrent):
+    """A Mamba-2 mixer, stock or discrete."""
+
+    def __init__(self, mixer: Mamba2 | DiscreteMamba2, shared: Shared) -> None:
+        config = mixer.config
+        super().__init__(mixer.conv1d, (config.heads, config.state_size, config.head_dim), shared)
+        self.groups = config.groups
+        self.project = Product([mixer.in_proj], shared)
+        self.out_ED = fused([mixer.out_proj], shared.copied)
+        self.y_SE = torch.empty(shared.slots, config.inner)
+        self.y_array_SE = self.y_SE.numpy()
+        self.kernel: Any
+        self.weights: tuple[Any, ...]
+        if isinstance(mixer, Mamba2):
+            rate_H, eps = _array(-mixer.A_log.exp()), mixer.norm.eps
+            own = _array(mixer.dt_bias), rate_H, _array(mixer.D), _array(mixer.norm.weight), eps
+            self.kernel, self.weights = mamba2.stock, (*self.conv, *own)
+        else:
+            self.kernel = mamba2.discrete
+            self.weights = (*self.conv, _array(mixer.z_bias), _array(mixer.D))
+
+    def step(self, u_SD: Tensor, y_SD: Tensor) -> None:
+        """Writes what it adds to the residual stream of the first S slots; their states go on."""
+        shared, rows = self.shared, u_SD.shape[0]
+        self.project(u_SD)
+        states = shared.length_S, *self.arrays, self.groups
+        last = self.y_array_SE, rows, shared.team
+        self.kernel(self.project.array_SO, *self.weights, *states, *last)
+        torch.mm(self.y_SE[:rows], self.out_ED, out=y_SD)
+
+
+class SelectiveLayer(Recurrent):
+    """A Mamba-1 mixer."""
+
+    def __init__(self, mixer: Mamba1, shared: Shared) -> None:
+        config = mixer.config
+        inner, states = config.inner, config.state_size
+        super().__init__(mixer.conv1d, (inner // states, states, states), shared)
+        self.shared_width, self.rank = config.kv_inner, config.dt_rank
+        self.project = Product([mixer.in_proj], shared)
+        self.dt = Product([mixer.dt_proj], shared)
+        self.out_ED = fused([mixer.out_proj], shared.copied)
+        self.y_SE, self.x_SE = torch.empty(2, shared.slots, inner)
+        self.room = self.x_SE.numpy(), self.y_SE.numpy()
+        self.source_E = mixer.repeat(torch.arange(config.kv_inner)).numpy()
+        bias_E = mixer.dt_proj.bias * (2 if config.released_quirks else 1)
+        rate_HPN = -mixer.A_log.exp().unflatten(0, (-1, states))
+        self.weights = _array(bias_E), _array(rate_HPN.transpose(1, 2)), _array(mixer.D)
+
+    def step(self, u_SD: Tensor, y_SD: Tensor) -> None:
+        """Writes what it adds to the residual stream of the first S slots; their states go on."""
+        shared, rows = self.shared, u_SD.shape[0]
+        self.dt(self.project(u_SD)[:, -self.rank :])
+        mamba1.selective(
+            self.project.array_SO,
+            self.dt.array_SO,
+            self.source_E,
+            self.shared_width,
+            *self.conv,
+            *self.weights,
+            shared.length_S,
+            *self.arrays,
+            *self.room,
+            rows,
+            shared.team,
+        )
+        torch.mm(self.y_SE[:rows], self.out_ED, out=y_SD)
+
+
+class FeedForward:
+    """The gated feed-forward layer."""
+
+    def __init__(self, mlp: MLP, shared: Shared) -> None:
+        self.team = shared.team
+        self.gate_and_up = Product([mlp.gate_proj, mlp.up_proj], shared)
+        self.down_ID = fused([mlp.down_proj], shared.copied)
+        self.gated_SI = torch.empty(shared.slots, len(self.down_ID))
+        self.gated_array_SI = self.gated_SI.numpy()
+
+    def step(self, u_SD: Tensor, y_SD: Tensor) -> None:
+        """Writes what it adds to the residual stream of the first S slots."""
+        rows = u_SD.shape[0]
+        self.gate_and_up(u_SD)
+        norms.gate(self.gate_and_up.array_SO, self.gated_array_SI, rows, self.team)
+        torch.mm(self.gated_SI[:rows], self.down_ID, out=y_SD)
+
+
+def open_layer(mixer: Mixer, shared: Shared) -> Layer:
+    """A mixer with states for the slots that `shared` is of."""
+    if isinstance(mixer, Attention):
+        return AttentionLayer(mixer, shared)
+    if isinstance(mixer, Mamba1):
+        return SelectiveLayer(mixer, shared)
+    return DualLayer(mixer, shared)
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """A tensor's numbers, side by side."""
+    return tensor.detach().contiguous().numpy()
+
+
+def _weight(norm: nn.Module) -> NDArray[Any]:
+    """The weight of a norm, empty where there is none."""
+    return _array(norm.weight) if isinstance(norm, RMSNorm) else np.empty(0, np.float32)
+
+
+def _stored(tensor: Tensor) -> NDArray[Any]:
+    """float32 as it is, bfloat16 as its bits."""
+    return (tensor if tensor.dtype == torch.float32 else tensor.view(torch.uint16)).numpy()

@@ -1,0 +1,135 @@
+"""A decoder's step on a CPU: torch's matrix products, and one kernel between any two of them.
+
+Nothing is allocated in a step, and weights are read as they are fastest (see `fused_weights`).
+
+Shapes: S slots or the rows that run, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retort.model.context import rotations
+from retort.model.decoder import Decoder
+from retort.model.state import DecoderState
+from retort.ops.cpu import norms
+from retort.ops.cpu.team import of_threads
+from retort.sample.cpu_layers import FeedForward, Shared, open_layer
+from retort.sample.fused_weights import fused
+
+KV_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class Cpu:
+    """The decoder, in float32, for `slots` rows of at most `max_length` tokens each.
+
+    Keys and values may be kept in bfloat16: half the memory, and faster where rows are long. The
+    threads are torch's unless told. The decoder's weights are laid out anew, in place, and stay of
+    use; those of a decoder in training are copied instead. Raises ValueError for other dtypes.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        slots: int,
+        max_length: int,
+        kv_dtype: torch.dtype = torch.float32,
+        threads: int | None = None,
+    ) -> None:
+        _check(decoder, kv_dtype)
+        self.slots, self.max_length = slots, max_length
+        self.shared = _share(decoder, slots, max_length, kv_dtype, threads)
+        self.layers = [open_layer(block.mixer, self.shared) for block in decoder.blocks]
+        self.mlps = [FeedForward(block.mlp, self.shared) for block in decoder.blocks]
+        self.embedding_VD = decoder.model.embed_tokens.weight.detach()
+        tied = decoder.lm_head.weight is decoder.model.embed_tokens.weight
+        self.head_DV = (
+            self.embedding_VD.t() if tied else fused([decoder.lm_head], self.shared.copied)
+        )
+        self.logits_SV = torch.empty(slots, len(self.embedding_VD))
+        self.h_SD, self.u_SD, self.y_SD = torch.empty(3, slots, decoder.config.hidden_size)
+        self.arrays = self.h_SD.numpy(), self.y_SD.numpy(), self.u_SD.numpy()
+        scales = [
+            norm
+            for block in decoder.blocks
+            for norm in (block.input_layernorm, block.post_attention_layernorm)
+        ]
+        self.scales = [norm.weight.detach().numpy() for norm in [*scales, decoder.model.norm]]
+        self.eps = decoder.config.norm_eps
+
+    # ------------------------------------------------------------ rows
+
+    def admit(self, slot_S: Tensor, prompt: DecoderState) -> None:
+        """Copies the prompt's state to each slot."""
+        length = int(prompt.length_B[0])
+        self.shared.length_S[slot_S.numpy()] = length
+        for layer, state in zip(self.layers, prompt.layers, strict=True):
+            layer.admit(slot_S, state, length)
+
+    def move(self, slot_S: Tensor, source_S: Tensor) -> None:
+        """Copies rows from `source_S` over those of `slot_S`; the two do not meet."""
+        length_S = self.shared.length_S[source_S.numpy()]
+        self.shared.length_S[slot_S.numpy()] = length_S
+        for layer in self.layers:
+            layer.move(slot_S, source_S, int(length_S.max()))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the states of all slots."""
+        return sum(tensor.nbytes for layer in self.layers for tensor in layer.tensors())
+
+    # ------------------------------------------------------------ steps
+
+    @torch.inference_mode()
+    def step(self, token_S: Tensor, reach: int) -> Tensor:
+        """Logits_SV of the first S slots after one more token each; the next step overwrites them.
+
+        Raises ValueError where a row would have more tokens than there is room for.
+        """
+        rows = token_S.shape[0]
+        length_S = self.shared.length_S[:rows]
+        self._check_room(max(reach, int(length_S.max()) + 1))
+        h_SD, u_SD, y_SD = self.h_SD[:rows], self.u_SD[:rows], self.y_SD[:rows]
+        torch.index_select(self.embedding_VD, 0, token_S, out=h_SD)
+        norms.norm(self.arrays[0], self.scales[0], self.eps, self.arrays[2], rows, self.shared.team)
+        parts = [part for pair in zip(self.layers, self.mlps, strict=True) for part in pair]
+        for part, scale_D in zip(parts, self.scales[1:], strict=True):
+            part.step(u_SD, y_SD)
+            self._add_norm(scale_D, rows)
+        length_S += 1
+        return torch.mm(u_SD, self.head_DV, out=self.logits_SV[:rows])
+
+    def _add_norm(self, scale_D: np.ndarray, rows: int) -> None:
+        """Adds a layer's output to the residual stream, and norms the sum for the next one."""
+        h_SD, y_SD, u_SD = self.arrays
+        norms.add_norm(h_SD, y_SD, scale_D, self.eps, u_SD, rows, self.shared.team)
+
+    def _check_room(self, reach: int) -> None:
+        if reach > self.max_length:
+            raise ValueError(
+                f"there is room for {self.max_length} tokens a row, and this step needs {reach}: "
+                "use a larger max_length"
+            )
+
+
+def _check(decoder: Decoder, kv_dtype: torch.dtype) -> None:
+    weight = decoder.lm_head.weight
+    if weight.dtype != torch.float32 or weight.device.type != "cpu":
+        raise ValueError(f"no CPU kernels for {weight.dtype} on {weight.device}: use float32, cpu")
+    if kv_dtype not in KV_DTYPES:
+        raise ValueError(f"kv_dtype {kv_dtype}: use float32 or bfloat16")
+
+
+def _share(
+    decoder: Decoder, slots: int, max_length: int, kv_dtype: torch.dtype, threads: int | None
+) -> Shared:
+    """What all layers share, of rows that have read nothing."""
+    cos_1LD, sin_1LD = rotations(decoder.config, torch.arange(max_length)[None])
+    team = of_threads(torch.get_num_threads() if threads is None else threads)
+    copied = any(parameter.requires_grad for parameter in decoder.parameters())
+    length_S = np.zeros(slots, np.int64)
+    return Shared(length_S, cos_1LD[0].numpy(), sin_1LD[0].numpy(), kv_dtype, team, copied)

@@ -1,0 +1,255 @@
+"""The CPU's own forward against the plain one: the same logits, whatever rows come and go."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from retort.model import weights
+from retort.model.config import Mamba1Config
+from retort.model.decoder import Decoder
+from retort.sample import prefill
+from retort.sample.forward import Forward, Plain
+from retort.sample.forward_cpu import Cpu
+from retort.sample.prefill import Prompt
+
+Make = Callable[..., Decoder]
+CLOSE = {"atol": 2e-5, "rtol": 2e-5}
+PROMPTS = [[1, 2, 3], [5], list(range(7, 20))]
+LONGEST = 13
+MIXERS = ["a", "m", "d", "s"]
+HYBRIDS = ["am", "mam", "da", "ssa"]
+
+
+def bfloat16(decoder: Decoder, slots: int, room: int) -> Cpu:
+    return Cpu(decoder, slots, room, kv_dtype=torch.bfloat16)
+
+
+class Pair:
+    """Two forwards that are told the same, and must answer the same."""
+
+    def __init__(self, decoder: Decoder, slots: int, room: int, threads: int = 1) -> None:
+        self.prompts = prefill.read(decoder, PROMPTS)
+        plain = Plain(deepcopy(decoder), slots, room)
+        self.forwards: list[Forward] = [plain, Cpu(decoder, slots, room, threads=threads)]
+        self.reach = LONGEST
+
+    def admit(self, slots: Sequence[int], prompt: int) -> None:
+        for forward in self.forwards:
+            forward.admit(torch.tensor(slots), self.prompts[prompt].state)
+
+    def move(self, slots: Sequence[int], sources: Sequence[int]) -> None:
+        for forward in self.forwards:
+            forward.move(torch.tensor(slots), torch.tensor(sources))
+
+    def step(self, rows: int, times: int = 1) -> None:
+        for _ in range(times):
+            self.reach += 1
+            token_S = torch.randint(0, 61, (rows,))
+            wanted_SV, found_SV = (each.step(token_S, self.reach) for each in self.forwards)
+            torch.testing.assert_close(found_SV, wanted_SV, **CLOSE)
+
+
+def come_and_go(decoder: Decoder, threads: int = 1) -> None:
+    """Rows of three prompts, of which some end, move and make room for others."""
+    pair = Pair(decoder, 6, 40, threads)
+    pair.admit([0, 1], 0)
+    pair.step(2, 3)
+    pair.admit([2], 1)
+    pair.admit([3, 4, 5], 2)
+    pair.step(6, 5)
+    pair.move([1, 2], [5, 4])
+    pair.step(4, 2)
+    pair.admit([3, 4], 1)
+    pair.move([0], [4])
+    pair.step(3, 4)
+    pair.admit([0, 1, 2, 3, 4, 5], 0)
+    pair.step(6, 2)
+
+
+@pytest.mark.parametrize("layers", MIXERS + HYBRIDS)
+def test_rows_come_and_go(make_decoder: Make, layers: str) -> None:
+    come_and_go(make_decoder(layers))
+
+
+@pytest.mark.parametrize("layers", ["a", "am"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"qkv_bias": True},
+        {"qk_norm": True, "norm_eps": 1e-2},
+        {"qkv_bias": True, "qk_norm": True, "kv_heads": 4},
+        {"tie_embeddings": True, "kv_heads": 1, "head_dim": 6},
+        {"hidden_size": 256, "intermediate_size": 128},  # what would be aliased is padded
+    ],
+)
+def test_kinds_of_attention_and_head(make_decoder: Make, layers: str, changes: dict) -> None:
+    come_and_go(make_decoder(layers, **changes))
+
+
+def test_released_mamba1(make_decoder: Make) -> None:
+    mixer = make_decoder("s").config.mixer
+    assert isinstance(mixer, Mamba1Config)
+    come_and_go(make_decoder("sa", mixer=replace(mixer, released_quirks=True)))
+
+
+@pytest.mark.parametrize("taps", [1, 2, 3])
+@pytest.mark.parametrize("layers", ["m", "d", "s"])
+def test_other_convolutions(make_decoder: Make, layers: str, taps: int) -> None:
+    mixer = make_decoder(layers).config.mixer
+    assert mixer is not None
+    come_and_go(make_decoder(layers, mixer=replace(mixer, conv_width=taps)))
+
+
+@pytest.mark.parametrize("layers", MIXERS)
+def test_two_threads(make_decoder: Make, layers: str) -> None:
+    """With as many rows as it takes to share the work."""
+    pair = Pair(make_decoder(layers), 90, 30, threads=2)
+    pair.admit(range(60), 2)
+    pair.admit(range(60, 90), 0)
+    pair.step(90, 5)
+    pair.step(77, 5)
+
+
+@pytest.mark.parametrize("layers", ["am", "d", "s"])
+def test_long_rows_do_not_drift(make_decoder: Make, layers: str) -> None:
+    pair = Pair(make_decoder(layers), 2, 260)
+    pair.admit([0], 0)
+    pair.admit([1], 2)
+    pair.step(2, 230)
+
+
+def test_keys_and_values_in_bfloat16(make_decoder: Make) -> None:
+    decoder = make_decoder("aa")
+    (prompt,) = prefill.read(decoder, PROMPTS[2:])
+    precise, coarse = Cpu(decoder, 3, 40), bfloat16(decoder, 3, 40)
+    for step in range(12):
+        token_S = torch.randint(0, 61, (3,))
+        if step == 0:
+            precise.admit(torch.arange(3), prompt.state)
+            coarse.admit(torch.arange(3), prompt.state)
+        if step == 6:
+            precise.move(torch.tensor([0]), torch.tensor([2]))
+            coarse.move(torch.tensor([0]), torch.tensor([2]))
+        wanted_SV, found_SV = (each.step(token_S, 40) for each in (precise, coarse))
+        assert not torch.equal(found_SV, wanted_SV)
+        torch.testing.assert_close(found_SV, wanted_SV, atol=0.05, rtol=0.02)
+    assert coarse.nbytes == precise.nbytes / 2
+
+
+@pytest.mark.parametrize("layers", ["am", "sa"])
+def test_state_takes_as_much_as_the_plain_one(make_decoder: Make, layers: str) -> None:
+    decoder = make_decoder(layers)
+    assert Cpu(decoder, 5, 30).nbytes == Plain(decoder, 5, 30).nbytes
+
+
+def test_prompt_stays_as_it_is(make_decoder: Make) -> None:
+    decoder = make_decoder("am")
+    (prompt,) = prefill.read(decoder, PROMPTS[:1])
+    before = [tensor.clone() for layer in prompt.state.layers for tensor in layer.tensors()]
+    forward = Cpu(decoder, 2, 30)
+    forward.admit(torch.arange(2), prompt.state)
+    first_SV = forward.step(torch.tensor([3, 4]), 4).clone()
+    after = [tensor for layer in prompt.state.layers for tensor in layer.tensors()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    forward.admit(torch.arange(2), prompt.state)
+    assert torch.equal(forward.step(torch.tensor([3, 4]), 4), first_SV)
+
+
+# ---------------------------------------------------------------- the decoder's weights
+
+
+def everything(decoder: Decoder) -> Tensor:
+    return decoder(torch.arange(24).reshape(2, 12))
+
+
+@pytest.mark.parametrize("layers", ["am", "d", "s"])
+def test_decoder_stays_of_use(make_decoder: Make, layers: str) -> None:
+    decoder = make_decoder(layers, qkv_bias=True)
+    before, parameters = everything(decoder), deepcopy(decoder.state_dict())
+    Cpu(decoder, 1, 10)
+    torch.testing.assert_close(everything(decoder), before)
+    for name, weight in decoder.state_dict().items():
+        assert torch.equal(weight, parameters[name])
+
+
+def test_weights_are_not_held_twice(make_decoder: Make) -> None:
+    decoder = make_decoder("am")
+    one, other = Cpu(decoder, 1, 10), Cpu(decoder, 2, 10)
+    weight = decoder.blocks[0].mlp.up_proj.weight
+    shared = weight.untyped_storage().data_ptr()
+    for forward in (one, other):
+        assert forward.mlps[0].gate_and_up.weight_IO.untyped_storage().data_ptr() == shared
+    assert one.head_DV.data_ptr() == decoder.lm_head.weight.data_ptr()
+
+
+def test_decoder_in_training_is_left_alone(make_decoder: Make) -> None:
+    decoder = make_decoder("am").requires_grad_(True)
+    places = {name: (p.data_ptr(), p.stride()) for name, p in decoder.named_parameters()}
+    pair = Pair(decoder, 2, 30)
+    assert places == {name: (p.data_ptr(), p.stride()) for name, p in decoder.named_parameters()}
+    pair.admit([0, 1], 0)
+    pair.step(2, 2)
+
+
+def test_decoder_can_be_trained_afterwards(make_decoder: Make) -> None:
+    decoder = make_decoder("am")
+    Cpu(decoder, 1, 10)
+    decoder.requires_grad_(True)
+    optimiser = torch.optim.AdamW(decoder.parameters(), lr=1e-2)
+    before = everything(decoder).square().sum()
+    before.backward()
+    optimiser.step()
+    assert everything(decoder).square().sum() < before
+    come_and_go(decoder)
+
+
+def test_decoder_is_saved_as_before(make_decoder: Make, tmp_path: Path) -> None:
+    decoder = make_decoder("am")
+    before = deepcopy(decoder.state_dict())
+    Cpu(decoder, 1, 10)
+    weights.save(decoder, tmp_path / "model")
+    for name, weight in weights.load(tmp_path / "model").state_dict().items():
+        assert torch.equal(weight, before[name])
+
+
+# ---------------------------------------------------------------- mistakes, and threads
+
+
+@pytest.mark.parametrize("reach", [4, 6])
+def test_no_room(make_decoder: Make, reach: int) -> None:
+    """Whether the caller knows it or not."""
+    decoder = make_decoder("a")
+    forward = Cpu(decoder, 1, 5)
+    forward.admit(torch.arange(1), prefill.read(decoder, [[1, 2, 3, 4, 5]])[0].state)
+    with pytest.raises(ValueError, match="room for 5 tokens a row, and this step needs 6"):
+        forward.step(torch.tensor([1]), reach)
+
+
+def test_other_dtypes(make_decoder: Make) -> None:
+    with pytest.raises(ValueError, match=r"no CPU kernels for torch\.float64 on cpu: use float32"):
+        Cpu(make_decoder("a").double(), 1, 5)
+    with pytest.raises(ValueError, match=r"kv_dtype torch\.float16: use float32 or bfloat16"):
+        Cpu(make_decoder("a"), 1, 5, kv_dtype=torch.float16)
+
+
+def logits_of(decoder: Decoder, prompt: Prompt, seed: int) -> Tensor:
+    forward = Cpu(decoder, 70, 30, threads=2)
+    forward.admit(torch.arange(70), prompt.state)
+    token_TS = torch.randint(0, 61, (10, 70), generator=torch.Generator().manual_seed(seed))
+    return torch.stack([forward.step(token_S, 30).clone() for token_S in token_TS])
+
+
+def test_forwards_in_several_threads_at_once(make_decoder: Make) -> None:
+    decoder = make_decoder("am")
+    (prompt,) = prefill.read(decoder, PROMPTS[2:])
+    wanted = [logits_of(decoder, prompt, seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda seed: logits_of(decoder, prompt, seed), range(4)))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
