@@ -1,5 +1,6 @@
 """What all tests share: one thread, fixed seeds, and public data where it is at hand."""
 
+import gc
 import os
 import random
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from retort.model.config import (
 )
 from retort.model.decoder import Decoder
 
+from .interpreter import mend
+
 MIXERS: dict[str, MixerConfig] = {
     "m": Mamba2Config(heads=4, head_dim=16, state_size=8, groups=2, chunk_size=4),
     "d": DiscreteMamba2Config(heads=4, head_dim=12, state_size=6, groups=2, chunk_size=4),
@@ -31,11 +34,29 @@ MIXERS: dict[str, MixerConfig] = {
 def pytest_configure() -> None:
     # The models are tiny: a second thread costs more than it brings.
     torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        # Must be known before anything imports triton: its own functions are interpreted, too.
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_finish() -> None:
+    # What imports have made stays for ever: collecting garbage need not look at it each time.
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("needs an NVIDIA GPU (torch.cuda.is_available() is False)")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def triton_device(request: pytest.FixtureRequest) -> str:
+    """Where kernels for GPUs run: on one, or in Triton's interpreter where there is none."""
+    if request.param == "cpu":
+        if torch.cuda.is_available():
+            pytest.skip("nothing is interpreted where there is a GPU to compile for")
+        mend()
+    return request.param
 
 
 @pytest.fixture(autouse=True)

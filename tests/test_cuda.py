@@ -16,7 +16,7 @@ from retort.model.decoder import Decoder
 from retort.model.transplant import keep_attention
 from retort.recipe import BUNDLED_TEACHER, DistillRecipe
 from retort.train import dry_run, loop
-from retort.train.prepare import work_folder
+from retort.train.folder import METRICS, work_folder
 from retort.train.step import Stepper
 
 pytestmark = pytest.mark.cuda
@@ -119,7 +119,7 @@ def student(out: Path, **changes: Any) -> DistillRecipe:
 
 
 def losses(recipe: DistillRecipe) -> list[float]:
-    records = read_metrics(work_folder(loop.distill(recipe)) / loop.METRICS)
+    records = read_metrics(work_folder(loop.distill(recipe)) / METRICS)
     return [record["loss"] for record in records]
 
 
@@ -129,7 +129,7 @@ def test_a_run_in_bfloat16(tmp_path: Path) -> None:
     assert found == pytest.approx(wanted, rel=0.05)
     left = retort.load(tmp_path / "cuda")
     assert left.lm_head.weight.dtype == torch.bfloat16
-    record = read_metrics(tmp_path / "cuda.training" / loop.METRICS)[-1]
+    record = read_metrics(tmp_path / "cuda.training" / METRICS)[-1]
     assert record["memory_gib"] > 0
 
 
