@@ -14,7 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,13 +54,20 @@ class Run:
 
     @classmethod
     def start(
-        cls, folder: Path, identity: dict[str, Any], facts: dict[str, Any], *, force: bool = False
+        cls,
+        folder: Path,
+        identity: dict[str, Any],
+        facts: dict[str, Any],
+        *,
+        force: bool = False,
+        check: Callable[[Self], object] | None = None,
     ) -> Self:
         """Create a run, or continue the one in `folder` when its identity is the same.
 
         identity: what decides which completions exist; a run never mixes two of them.
         facts: anything else worth recording; on continuing, newer values replace older ones.
         force: drop the completions, timings, verdicts and scores of the old run and start over.
+        check: raises ValueError when the run that is continued does not fit in some other way.
         Raises ValueError, altering nothing, when the folder holds another run or foreign files.
         """
         assert "identity" not in facts
@@ -73,6 +80,8 @@ class Run:
                 old = {}
             if old:
                 _refuse_change(folder, old["identity"], identity)
+                if check is not None:
+                    check(cls(folder, old))
             manifest = _plain({**old, **facts, "identity": identity})
             write_aside(folder / "run.json", json.dumps(manifest, indent=2).encode())
         return cls(folder, manifest)

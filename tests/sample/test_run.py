@@ -10,53 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import retort
-from retort.data.chat import ask, load_tokenizer, prompt_ids, train_tokenizer
+from retort.data.chat import ask, load_tokenizer, prompt_ids
 from retort.data.problems import load as load_problems
-from retort.model.decoder import Decoder
 from retort.recipe import SampleRecipe, load
 from retort.sample import run as runs
 from retort.sample.engine import Engine, Finished, Request
 from retort.sample.run import sample
+from retort.sample.speculative import Speculative
 from retort.sample.tokens import SamplingParams
 from retort.store import Run, sample_seed
 
-TEXTS = [f"Ada has {i} apples and Ben has {2 * i} more. The final answer is {3 * i}." for i in "12"]
 Row = dict[str, Any]
-
-
-@pytest.fixture
-def make_model(tmp_path: Path, make_decoder: Callable[..., Decoder]) -> Callable[..., Path]:
-    """A checkpoint folder with random weights and a tokenizer; one seed, one model."""
-
-    def make(name: str = "tiny", layers: str = "am", seed: int = 0, **changes: Any) -> Path:
-        torch.manual_seed(seed)
-        tokenizer = train_tokenizer(TEXTS, 300)
-        # Every eighth token ends a completion, so that some of them end early.
-        settings = {"vocab_size": len(tokenizer), "eos_token_ids": tuple(range(0, 260, 8))}
-        decoder = make_decoder(layers, **settings | changes)
-        retort.save(decoder, tmp_path / name, tokenizer)
-        return tmp_path / name
-
-    return make
-
-
-@pytest.fixture
-def settings(tmp_path: Path, make_model: Callable[..., Path]) -> list[str]:
-    """A recipe: 4 problems, 3 samples each, at most 10 tokens."""
-    return [
-        f"out={tmp_path / 'run'}",
-        f"model={make_model()}",
-        "problems.kind=arithmetic",
-        "problems.count=4",
-        "problems.difficulty=[1, 2]",
-        "prompt='Q: {question}'",
-        "sampling.n=3",
-        "sampling.max_tokens=10",
-        "slots=5",
-    ]
 
 
 def recipe(settings: Sequence[str], *changes: str) -> SampleRecipe:
@@ -257,21 +223,22 @@ def test_rows_that_are_lost_are_made_again(
     assert said(folder) == expected
 
 
+@pytest.mark.parametrize("end", [KeyboardInterrupt, RuntimeError])
 def test_an_interruption_keeps_what_is_finished(
-    settings: list[str], monkeypatch: pytest.MonkeyPatch
+    settings: list[str], monkeypatch: pytest.MonkeyPatch, end: type[BaseException]
 ) -> None:
     stream = Engine.stream
 
     def interrupted(self: Engine, *asked: Any) -> Iterator[Finished]:
         for number, done in enumerate(stream(self, *asked)):
             if number == 7:
-                raise KeyboardInterrupt
+                raise end
             yield done
 
     with monkeypatch.context() as patch:
         patch.setattr(runs, "FLUSH_ROWS", 5)
         patch.setattr(Engine, "stream", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(end):
             sample(recipe(settings))
     asked = recipe(settings)
     before = parts(asked.out)
@@ -351,6 +318,28 @@ def test_another_model_is_refused(settings: list[str], make_model: Callable[...,
     refused("holds another run: model was .* is now", recipe(settings, f"model={other}"))
 
 
+def test_a_draft_samples_and_is_part_of_what_a_run_is(
+    settings: list[str], make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    stream = Speculative.stream
+
+    def watched(self: Speculative, *values: Any) -> Iterator[Finished]:
+        asked.append((self.tokens, self.slots))
+        return stream(self, *values)
+
+    monkeypatch.setattr(Speculative, "stream", watched)
+    drafted = [*settings, f"draft.model={make_model('small', seed=1)}", "draft.tokens=2"]
+    folder = sample(recipe(drafted, "sampling.temperature=0"))
+    assert asked == [(2, 5)]
+    plain = sample(recipe(settings, "sampling.temperature=0", f"out={folder}-plain"))
+    assert said(folder) == said(plain)
+    refused(
+        "draft.tokens was 2, is now 3", recipe(drafted, "sampling.temperature=0", "draft.tokens=3")
+    )
+    refused("draft.model was .* is now absent", recipe(settings, "sampling.temperature=0"))
+
+
 def test_the_same_model_may_have_moved(settings: list[str], tmp_path: Path) -> None:
     before = parts(sample(recipe(settings)))
     (tmp_path / "tiny").rename(tmp_path / "moved")
@@ -415,6 +404,16 @@ def test_problem_that_reads_differently_is_refused(jsonl: Callable[..., SampleRe
     refused("problem b: its text differs", jsonl(first, second | {"question": "1 + 3?"}))
     refused("problem b: its text differs", jsonl(first, second | {"answer": "4"}))
     refused("problem b: its text differs", jsonl({**first, "id": "c"}, {**first, "id": "b"}))
+
+
+def test_a_refused_run_says_nothing_new(jsonl: Callable[..., SampleRecipe]) -> None:
+    first = {"id": "a", "question": "1 + 1?", "answer": "2"}
+    asked = jsonl(first)
+    sample(asked)
+    more = asked.model_copy(update={"sampling": asked.sampling.model_copy(update={"n": 9})})
+    jsonl(first | {"answer": "3"})
+    refused("problem a: its text differs", more)
+    assert Run.open(asked.out).manifest["n"] == 3
 
 
 def test_problem_that_is_added_to_the_file_is_sampled(jsonl: Callable[..., SampleRecipe]) -> None:

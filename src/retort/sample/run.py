@@ -6,7 +6,8 @@ import platform
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,64 +21,69 @@ from retort.data import problems as sets
 from retort.data.chat import ask, load_tokenizer, prompt_ids
 from retort.data.problems import Problem
 from retort.model import weights
-from retort.model.config import ATTENTION
-from retort.model.decoder import Decoder
-from retort.model.devices import fast_dtype, open_device
+from retort.model.config import ATTENTION, DecoderConfig
 from retort.recipe import BUNDLED_TEACHER, SampleRecipe
-from retort.sample.engine import Engine, Finished, Request, Timing
-from retort.sample.tokens import SamplingParams
-from retort.store import Run, fingerprint, sample_seed
+from retort.sample import workers
+from retort.sample.cluster import Cluster
+from retort.sample.crew import Alone, Crew, dtype_of, open_engine
+from retort.sample.work import Done, Portion, Work
+from retort.store import Run, fingerprint
 
 FLUSH_ROWS = 512
 FLUSH_SECONDS = 20.0
 """A killed run loses at most this much of its sampling."""
 
 
-@dataclass(frozen=True)
-class _Work:
-    """A problem, its prompt, and the samples of it that are missing."""
-
-    problem: Problem
-    prompt: list[int]
-    missing: list[int]
-
-
-def sample(recipe: SampleRecipe) -> Path:
+def sample(recipe: SampleRecipe, cluster: Cluster | None = None) -> Path:
     """Samples what the recipe asks and its folder lacks, and returns the folder.
 
     The same command continues a run that was stopped, and does nothing once all is there; a larger
-    `n` or more problems extend it. Raises ValueError for folders, files or settings that do not
-    fit, and when the folder holds a run of something else.
+    `n` or more problems extend it. With a cluster its workers sample, else this process does; what
+    is sampled is the same. Raises ValueError for folders, files or settings that do not fit, when
+    the folder holds a run of something else, and where the cluster cannot do the work.
     """
     problems = sets.load(recipe.problems)
-    decoder = weights.load(recipe.model, _dtype(recipe), recipe.device)
+    config = weights.read_config(recipe.model)
     tokenizer = load_tokenizer(recipe.model)
     prompts = [prompt_ids(tokenizer, ask(recipe.prompt, problem.question)) for problem in problems]
-    _check_lengths(decoder, recipe, max(len(prompt) for prompt in prompts))
-    run = Run.start(recipe.out, _identity(recipe), _facts(recipe, decoder), force=recipe.force)
-    with run.lock():
-        _add_problems(run, problems)
-        work = _missing(run, problems, prompts, recipe.sampling.n)
-        asked = len(problems) * recipe.sampling.n
-        left = sum(len(item.missing) for item in work)
-        if left == 0:
-            console.say(f"{recipe.out}: all {asked} completions are there, nothing to do")
-            return recipe.out
-        with console.progress(f"sample {run.name}", asked, "", asked - left) as advance:
-            for finished, timing in _flushes(decoder, recipe, work):
-                _write(run, recipe, tokenizer, work, finished, timing)
-                advance(len(finished), _pace(timing))
+    _check_lengths(config, recipe, max(len(prompt) for prompt in prompts))
+    with _crew(recipe, cluster) as crew:
+        run = Run.start(
+            recipe.out,
+            _identity(recipe),
+            _facts(recipe, config, crew.device),
+            force=recipe.force,
+            check=lambda run: _new_problems(run, problems),
+        )
+        with run.lock():
+            run.problems.append(_new_problems(run, problems))
+            work = _missing(run, problems, prompts, recipe.sampling.n)
+            _complete(run, crew, tokenizer, work, len(problems) * recipe.sampling.n)
     return recipe.out
 
 
-def _dtype(recipe: SampleRecipe) -> torch.dtype:
-    """The asked type, else the one that suits the device."""
-    device = open_device(recipe.device)
-    return fast_dtype(device) if recipe.dtype is None else weights.DTYPES[recipe.dtype]
+def _crew(recipe: SampleRecipe, cluster: Cluster | None) -> AbstractContextManager[Crew]:
+    if cluster is None:
+        return nullcontext(Alone(recipe, open_engine(recipe)))
+    return workers.crew(recipe, cluster)
 
 
-def _check_lengths(decoder: Decoder, recipe: SampleRecipe, longest: int) -> None:
-    config, asked = decoder.config, longest + recipe.sampling.max_tokens
+def _complete(
+    run: Run, crew: Crew, tokenizer: PreTrainedTokenizerBase, work: list[Work], asked: int
+) -> None:
+    """Samples what is missing of a run, and shows how far it is."""
+    left = sum(len(item.samples) for item in work)
+    if left == 0:
+        console.say(f"{run.folder}: all {asked} completions are there, nothing to do")
+        return
+    with console.progress(f"sample {run.name}", asked, "", asked - left) as advance:
+        for portions in _flushes(crew.sample(work)):
+            _write(run, tokenizer, portions)
+            advance(sum(len(portion.done) for portion in portions), _pace(portions))
+
+
+def _check_lengths(config: DecoderConfig, recipe: SampleRecipe, longest: int) -> None:
+    asked = longest + recipe.sampling.max_tokens
     if ATTENTION in config.layer_types and asked > config.max_position:
         raise ValueError(
             f"sampling.max_tokens = {recipe.sampling.max_tokens}: with a prompt of {longest} "
@@ -88,22 +94,27 @@ def _check_lengths(decoder: Decoder, recipe: SampleRecipe, longest: int) -> None
 
 def _identity(recipe: SampleRecipe) -> dict[str, Any]:
     """What decides which completions exist; `n` and the problem count only say how many."""
-    return {
+    identity = {
         "model": fingerprint(recipe.model),
         "problems": recipe.problems.model_dump(mode="json", exclude={"count"}),
         "prompt": recipe.prompt,
         "sampling": recipe.sampling.model_dump(exclude={"n"}),
-        "dtype": str(_dtype(recipe)).removeprefix("torch."),
+        "dtype": str(dtype_of(recipe)).removeprefix("torch."),
     }
+    if recipe.draft is None:
+        return identity
+    # The same distribution, but not the same draws from it.
+    draft = {"model": fingerprint(recipe.draft.model), "tokens": recipe.draft.tokens}
+    return identity | {"draft": draft}
 
 
-def _facts(recipe: SampleRecipe, decoder: Decoder) -> dict[str, Any]:
+def _facts(recipe: SampleRecipe, config: DecoderConfig, device: str) -> dict[str, Any]:
     return {
         "name": recipe.name or recipe.model.resolve().name,
         "model": {
             "folder": "bundled" if recipe.model == BUNDLED_TEACHER else str(recipe.model),
             "fingerprint": fingerprint(recipe.model),
-            "parameters": decoder.size,
+            "parameters": weights.empty(config).size,
         },
         "n": recipe.sampling.n,
         "recipe": recipe.model_dump(mode="json", exclude={"force"}),
@@ -113,18 +124,13 @@ def _facts(recipe: SampleRecipe, decoder: Decoder) -> dict[str, Any]:
             "torch": torch.__version__,
             "transformers": version("transformers"),
         },
-        "device": _device_name(recipe.device),
+        "device": device,
     }
 
 
-def _device_name(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def _add_problems(run: Run, problems: list[Problem]) -> None:
-    """Keeps a copy of question and answer, so that grading needs nothing but the run folder.
+def _new_problems(run: Run, problems: list[Problem]) -> list[dict[str, Any]]:
+    """Rows for the problems that a run lacks. It keeps a copy of question and answer, so that
+    grading needs nothing but the run folder.
 
     Raises ValueError when a problem in the folder now reads differently.
     """
@@ -139,90 +145,86 @@ def _add_problems(run: Run, problems: list[Problem]) -> None:
                 f"problem {problem.id}: its text differs from the one sampled before in "
                 f"{run.folder}; choose another out=, or force=true to start over"
             )
-    run.problems.append(new)
+    return new
 
 
-def _missing(run: Run, problems: list[Problem], prompts: list[list[int]], n: int) -> list[_Work]:
+def _missing(run: Run, problems: list[Problem], prompts: list[list[int]], n: int) -> list[Work]:
     present: dict[str, set[int]] = defaultdict(set)
     for problem_id, sample_idx in run.completions.keys():  # noqa: SIM118  # not a dict
         present[problem_id].add(sample_idx)
     work = [
-        _Work(problem, prompt, [j for j in range(n) if j not in present[problem.id]])
+        Work(problem.id, prompt, [j for j in range(n) if j not in present[problem.id]])
         for problem, prompt in zip(problems, prompts, strict=True)
     ]
-    return [item for item in work if item.missing]
+    return [item for item in work if item.samples]
 
 
-def _flushes(
-    decoder: Decoder, recipe: SampleRecipe, work: list[_Work]
-) -> Iterator[tuple[list[Finished], Timing]]:
-    """Completions in portions to be written, each with the engine time since the last one.
-
-    What is finished is handed out even when sampling is interrupted.
-    """
-    settings = recipe.sampling
-    requests = [
-        Request(item.prompt, [sample_seed(settings.seed, item.problem.id, j) for j in item.missing])
-        for item in work
-    ]
-    engine = Engine(decoder, recipe.slots)
-    params = SamplingParams(**settings.model_dump(exclude={"n"}))
-    ready: list[Finished] = []
-    flushed, told = time.monotonic(), Timing()
+def _flushes(portions: Iterator[Portion]) -> Iterator[list[Portion]]:
+    """Portions to be written together. What is finished is handed out whatever ends sampling."""
+    ready: list[Portion] = []
+    rows, flushed = 0, time.monotonic()
     try:
-        for finished in engine.stream(requests, params):
-            ready.append(finished)
+        for portion in portions:
+            ready.append(portion)
+            rows += len(portion.done)
             late = time.monotonic() - flushed > FLUSH_SECONDS
-            if len(ready) >= FLUSH_ROWS or late:
-                yield ready, engine.timing - told
-                ready, flushed, told = [], time.monotonic(), engine.timing
-    except KeyboardInterrupt:
+            if rows >= FLUSH_ROWS or late:
+                yield ready
+                ready, rows, flushed = [], 0, time.monotonic()
+    except (Exception, KeyboardInterrupt):
         if ready:
-            yield ready, engine.timing - told
+            yield ready
         raise
     if ready:
-        yield ready, engine.timing - told
+        yield ready
 
 
-def _pace(timing: Timing) -> str:
-    """Empty for completions whose last tokens came with those of the portion before."""
-    seconds = timing.decode_seconds
-    return f"{timing.decode_tokens / seconds:.0f} tok/s" if seconds else ""
+def _by_worker(portions: list[Portion]) -> list[Portion]:
+    """The same, with one portion for each worker."""
+    merged: dict[int, Portion] = {}
+    for each in portions:
+        before = merged.get(each.worker)
+        merged[each.worker] = before + each if before else each
+    return list(merged.values())
 
 
-def _write(
-    run: Run,
-    recipe: SampleRecipe,
-    tokenizer: PreTrainedTokenizerBase,
-    work: list[_Work],
-    finished: list[Finished],
-    timing: Timing,
-) -> None:
+def _pace(portions: list[Portion]) -> str:
+    """What the workers do together. Empty for completions whose last tokens came with those of the
+    portion before.
+    """
+    timings = [portion.timing for portion in _by_worker(portions)]
+    rate = sum(each.decode_tokens / each.decode_seconds for each in timings if each.decode_seconds)
+    return f"{rate:.0f} tok/s" if rate else ""
+
+
+def _write(run: Run, tokenizer: PreTrainedTokenizerBase, portions: list[Portion]) -> None:
+    """Writes a part of completions, and what each worker did for it."""
+    all_done = [done for portion in portions for done in portion.done]
     texts = tokenizer.batch_decode(
-        [done.completion.token_ids for done in finished], skip_special_tokens=True
+        [done.completion.token_ids for done in all_done], skip_special_tokens=True
     )
     # Parts are numbered from 0, so this is the number of the one being written.
     batch = len(run.completions.part_files())
-    rows = [
-        _row(recipe, work[done.request], done, text, batch)
-        for done, text in zip(finished, texts, strict=True)
-    ]
-    run.completions.append(rows)
-    run.timing.append([{"slots": recipe.slots, "started": finished[0].started, **asdict(timing)}])
+    run.completions.append(
+        [_row(done, text, batch) for done, text in zip(all_done, texts, strict=True)]
+    )
+    run.timing.append(
+        [
+            {"slots": each.slots, "started": each.done[0].started, **asdict(each.timing)}
+            for each in _by_worker(portions)
+        ]
+    )
 
 
-def _row(
-    recipe: SampleRecipe, item: _Work, done: Finished, text: str, batch: int
-) -> dict[str, Any]:
-    sample_idx = item.missing[done.sample]
+def _row(done: Done, text: str, batch: int) -> dict[str, Any]:
     return {
-        "problem_id": item.problem.id,
-        "sample_idx": sample_idx,
-        "seed": sample_seed(recipe.sampling.seed, item.problem.id, sample_idx),
+        "problem_id": done.problem_id,
+        "sample_idx": done.sample_idx,
+        "seed": done.seed,
         "text": text,
         "token_count": len(done.completion.token_ids),
         "finish_reason": done.completion.finish_reason,
-        "prompt_tokens": len(item.prompt),
+        "prompt_tokens": done.prompt_tokens,
         "logprob": done.completion.logprob,
         "batch": batch,
         "started": done.started,

@@ -1,0 +1,79 @@
+"""Who samples: one engine in this process, or workers of a cluster; to a run they are the same."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from retort.data.chat import load_tokenizer
+from retort.model import weights
+from retort.model.devices import fast_dtype, open_device
+from retort.recipe import SampleRecipe
+from retort.sample.engine import Engine
+from retort.sample.speculative import Speculative, load_draft
+from retort.sample.work import Portion, Work, portions
+
+
+class Crew(Protocol):
+    """One engine or more, on what `device` names."""
+
+    @property
+    def device(self) -> str:
+        """What it runs on, in words."""
+
+    def sample(self, work: Sequence[Work]) -> Iterator[Portion]:
+        """All of the work, each completion once, in portions as engines finish them."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """An engine in this process."""
+
+    recipe: SampleRecipe
+    engine: Engine
+
+    @property
+    def device(self) -> str:
+        """What it runs on, in words."""
+        return device_name(self.recipe.device)
+
+    def sample(self, work: Sequence[Work]) -> Iterator[Portion]:
+        """All of the work, a completion at a time."""
+        return portions(self.engine, self.recipe.sampling, work)
+
+
+def open_engine(recipe: SampleRecipe) -> Engine:
+    """The recipe's model in an engine, with its draft if it has one. Raises ValueError for folders
+    or a device that do not work here.
+    """
+    open_device(recipe.device)
+    dtype = dtype_of(recipe)
+    decoder = weights.load(recipe.model, dtype, recipe.device)
+    if recipe.draft is None:
+        return Engine(decoder, recipe.slots)
+    draft = load_draft(recipe.draft.model, decoder, load_tokenizer(recipe.model), dtype)
+    return Speculative(decoder, draft, recipe.draft.tokens, recipe.slots)
+
+
+def models(recipe: SampleRecipe) -> list[Path]:
+    """The folders of all models that sample."""
+    return [recipe.model, *([recipe.draft.model] if recipe.draft else [])]
+
+
+def dtype_of(recipe: SampleRecipe) -> torch.dtype:
+    """The asked type, else the one that suits the device; the device need not be here."""
+    if recipe.dtype is not None:
+        return weights.DTYPES[recipe.dtype]
+    return fast_dtype(torch.device(recipe.device))
+
+
+def device_name(device: str) -> str:
+    """A device of this machine, in words."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
