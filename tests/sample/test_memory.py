@@ -21,8 +21,18 @@ def test_slots_fill_their_share_of_the_free_memory(
     free = 20.5 * (states + logits) / memory.SHARE
     monkeypatch.setattr(memory, "free_memory", lambda device: free)
     # A row's length is not of its state: 8 bytes more in `nbytes`.
-    assert abs(memory.auto_slots(decoder, 100) - 20) <= 1
+    assert abs(memory.auto_slots([decoder], 100) - 20) <= 1
     assert state_bytes(decoder.config, 4) <= states < parameters(decoder.config).total * 4
+
+
+def test_a_draft_takes_its_part(
+    make_decoder: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = make_decoder("am")
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2e6)
+    alone = memory.auto_slots([decoder], 100)
+    assert memory.auto_slots([decoder, decoder], 100) == alone // 2
+    assert alone > 4
 
 
 @pytest.mark.parametrize(("free", "slots"), [(0.0, 1), (1e15, memory.MOST["cpu"])])
@@ -33,7 +43,7 @@ def test_slots_have_bounds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda device: free)
-    assert memory.auto_slots(make_decoder("am"), 100) == slots
+    assert memory.auto_slots([make_decoder("am")], 100) == slots
 
 
 def test_free_memory_of_this_machine() -> None:

@@ -15,6 +15,7 @@ import retort
 from retort.data.chat import ask, load_tokenizer, prompt_ids
 from retort.data.problems import load as load_problems
 from retort.recipe import SampleRecipe, load
+from retort.sample import memory
 from retort.sample import run as runs
 from retort.sample.engine import Engine, Finished, Request
 from retort.sample.run import sample
@@ -104,6 +105,29 @@ def test_special_tokens_are_no_text(settings: list[str], make_model: Callable[..
     stopped = [row["text"] for row in found if row["finish_reason"] == "stop"]
     assert stopped
     assert not any("<|" in text for text in stopped)
+
+
+def test_text_ends_where_a_stop_string_begins(settings: list[str]) -> None:
+    free = rows(sample(recipe(settings, "sampling.n=20")))
+    letter = next(text[3] for text in (row["text"] for row in free.values()) if len(text) > 6)
+    stop = f'sampling.stop=["{letter}"]'
+    cut = rows(sample(recipe(settings, "sampling.n=20", stop, "force=true")))
+    assert any(cut[key]["text"] != row["text"] for key, row in free.items())
+    for key, row in free.items():
+        assert cut[key]["text"] == row["text"].split(letter)[0]
+        if letter in row["text"]:
+            assert cut[key]["finish_reason"] == "stop"
+
+
+def test_another_stop_string_is_another_run(settings: list[str]) -> None:
+    sample(recipe(settings))
+    refused("another run", recipe(settings, 'sampling.stop=["x"]'))
+
+
+def test_slots_fill_the_memory(settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0.0)
+    run = Run.open(sample(recipe(settings, "slots=auto")))
+    assert {row["slots"] for row in run.timing.read().to_pylist()} == {1}
 
 
 def test_problems_are_kept_with_their_answers(settings: list[str]) -> None:

@@ -12,7 +12,7 @@ from retort.recipe.data import Problems
 
 
 class Sampling(Frozen):
-    """How completions are drawn; the defaults are the paper's."""
+    """How completions are drawn; the defaults are the paper's. Text ends where a `stop` begins."""
 
     n: PositiveInt = 256
     max_tokens: PositiveInt = 2048
@@ -21,6 +21,7 @@ class Sampling(Frozen):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
     seed: NonNegativeInt = 0
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
 
 
 class Draft(Frozen):
@@ -31,7 +32,10 @@ class Draft(Frozen):
 
 
 class SampleRecipe(Frozen):
-    """`retort sample`: one model on one set of problems, into one run folder."""
+    """`retort sample`: one model on one set of problems, into one run folder.
+
+    `slots` auto stands for as many as the free memory holds and are of use.
+    """
 
     out: Path
     model: ModelFolder
@@ -40,7 +44,7 @@ class SampleRecipe(Frozen):
     prompt: Prompt = PAPER_PROMPT
     sampling: Sampling = Sampling()
     draft: Draft | None = None
-    slots: PositiveInt = 64
+    slots: PositiveInt | Literal["auto"] = "auto"
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     force: bool = False

@@ -9,14 +9,20 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from retort.data.chat import load_tokenizer
 from retort.model import weights
+from retort.model.decoder import Decoder
 from retort.model.devices import fast_dtype, open_device
 from retort.recipe import SampleRecipe
-from retort.sample.engine import Engine
+from retort.sample.engine import Decode, Engine
+from retort.sample.memory import auto_slots
 from retort.sample.speculative import Speculative, load_draft
 from retort.sample.work import Portion, Work, portions
+
+PROMPT_TOKENS = 1024
+"""What `slots: auto` reckons with for a prompt; workers open their models before they see any."""
 
 
 class Crew(Protocol):
@@ -52,12 +58,29 @@ def open_engine(recipe: SampleRecipe) -> Engine:
     or a device that do not work here.
     """
     open_device(recipe.device)
-    dtype = dtype_of(recipe)
+    dtype, tokenizer = dtype_of(recipe), load_tokenizer(recipe.model)
     decoder = weights.load(recipe.model, dtype, recipe.device)
     if recipe.draft is None:
-        return Engine(decoder, recipe.slots)
-    draft = load_draft(recipe.draft.model, decoder, load_tokenizer(recipe.model), dtype)
-    return Speculative(decoder, draft, recipe.draft.tokens, recipe.slots)
+        return Engine(decoder, _slots(recipe, [decoder]), _decoding(tokenizer))
+    draft = load_draft(recipe.draft.model, decoder, tokenizer, dtype)
+    slots = _slots(recipe, [decoder, draft])
+    decode = _decoding(tokenizer)
+    return Speculative(decoder, draft, recipe.draft.tokens, slots, decode)
+
+
+def _decoding(tokenizer: PreTrainedTokenizerBase) -> Decode:
+    """As runs have it: without markers."""
+
+    def decode(tokens: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    return decode
+
+
+def _slots(recipe: SampleRecipe, decoders: Sequence[Decoder]) -> int:
+    if recipe.slots == "auto":
+        return auto_slots(decoders, PROMPT_TOKENS + recipe.sampling.max_tokens)
+    return recipe.slots
 
 
 def models(recipe: SampleRecipe) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -16,15 +17,21 @@ MOST = {"cpu": 128, "cuda": 1024}
 """More slots than these bring no more tokens per second."""
 
 
-def auto_slots(decoder: Decoder, max_length: int) -> int:
-    """As many slots for rows of `max_length` tokens as the free memory of the decoder's device
-    holds, and are of use; at least one.
+def auto_slots(decoders: Sequence[Decoder], max_length: int) -> int:
+    """As many slots for rows of `max_length` tokens, of which each decoder has a state, as the free
+    memory of their device holds, and are of use; at least one.
     """
-    device, config = decoder.device, decoder.config
-    size = decoder.lm_head.weight.element_size()
+    device = decoders[0].device
+    budget = SHARE * free_memory(device)
+    # A row takes what it takes of each, so that shares of the budget for a row add up.
+    share = sum(1 / max(1, _rows(decoder, max_length, budget)) for decoder in decoders)
+    return max(1, min(MOST.get(device.type, 1024), int(1 / share)))
+
+
+def _rows(decoder: Decoder, max_length: int, budget: float) -> int:
+    config, size = decoder.config, decoder.lm_head.weight.element_size()
     # `largest_batch` takes the weights off, and these are there already.
-    budget = SHARE * free_memory(device) + parameters(config).total * size
-    return max(1, min(MOST.get(device.type, 1024), largest_batch(config, max_length, budget, size)))
+    return largest_batch(config, max_length, budget + parameters(config).total * size, size)
 
 
 def free_memory(device: torch.device) -> float:

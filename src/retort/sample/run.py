@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
@@ -22,10 +22,11 @@ from retort.data.chat import ask, load_tokenizer, prompt_ids
 from retort.data.problems import Problem
 from retort.model import weights
 from retort.model.config import ATTENTION, DecoderConfig
-from retort.recipe import BUNDLED_TEACHER, SampleRecipe
+from retort.recipe import BUNDLED_TEACHER, SampleRecipe, Sampling
 from retort.sample import workers
 from retort.sample.cluster import Cluster
 from retort.sample.crew import Alone, Crew, dtype_of, open_engine
+from retort.sample.stopping import until
 from retort.sample.work import Done, Portion, Work
 from retort.store import Run, fingerprint
 
@@ -58,7 +59,8 @@ def sample(recipe: SampleRecipe, cluster: Cluster | None = None) -> Path:
         with run.lock():
             run.problems.append(_new_problems(run, problems))
             work = _missing(run, problems, prompts, recipe.sampling.n)
-            _complete(run, crew, tokenizer, work, len(problems) * recipe.sampling.n)
+            asked = len(problems) * recipe.sampling.n
+            _complete(run, crew, tokenizer, work, asked, recipe.sampling.stop)
     return recipe.out
 
 
@@ -69,7 +71,12 @@ def _crew(recipe: SampleRecipe, cluster: Cluster | None) -> AbstractContextManag
 
 
 def _complete(
-    run: Run, crew: Crew, tokenizer: PreTrainedTokenizerBase, work: list[Work], asked: int
+    run: Run,
+    crew: Crew,
+    tokenizer: PreTrainedTokenizerBase,
+    work: list[Work],
+    asked: int,
+    stop: Sequence[str],
 ) -> None:
     """Samples what is missing of a run, and shows how far it is."""
     left = sum(len(item.samples) for item in work)
@@ -78,7 +85,7 @@ def _complete(
         return
     with console.progress(f"sample {run.name}", asked, "", asked - left) as advance:
         for portions in _flushes(crew.sample(work)):
-            _write(run, tokenizer, portions)
+            _write(run, tokenizer, stop, portions)
             advance(sum(len(portion.done) for portion in portions), _pace(portions))
 
 
@@ -98,7 +105,7 @@ def _identity(recipe: SampleRecipe) -> dict[str, Any]:
         "model": fingerprint(recipe.model),
         "problems": recipe.problems.model_dump(mode="json", exclude={"count"}),
         "prompt": recipe.prompt,
-        "sampling": recipe.sampling.model_dump(exclude={"n"}),
+        "sampling": _drawn(recipe.sampling),
         "dtype": str(dtype_of(recipe)).removeprefix("torch."),
     }
     if recipe.draft is None:
@@ -106,6 +113,11 @@ def _identity(recipe: SampleRecipe) -> dict[str, Any]:
     # The same distribution, but not the same draws from it.
     draft = {"model": fingerprint(recipe.draft.model), "tokens": recipe.draft.tokens}
     return identity | {"draft": draft}
+
+
+def _drawn(sampling: Sampling) -> dict[str, Any]:
+    """How completions are drawn, in the words of runs that knew of no stop strings."""
+    return sampling.model_dump(exclude={"n"} if sampling.stop else {"n", "stop"})
 
 
 def _facts(recipe: SampleRecipe, config: DecoderConfig, device: str) -> dict[str, Any]:
@@ -197,7 +209,9 @@ def _pace(portions: list[Portion]) -> str:
     return f"{rate:.0f} tok/s" if rate else ""
 
 
-def _write(run: Run, tokenizer: PreTrainedTokenizerBase, portions: list[Portion]) -> None:
+def _write(
+    run: Run, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], portions: list[Portion]
+) -> None:
     """Writes a part of completions, and what each worker did for it."""
     all_done = [done for portion in portions for done in portion.done]
     texts = tokenizer.batch_decode(
@@ -206,7 +220,7 @@ def _write(run: Run, tokenizer: PreTrainedTokenizerBase, portions: list[Portion]
     # Parts are numbered from 0, so this is the number of the one being written.
     batch = len(run.completions.part_files())
     run.completions.append(
-        [_row(done, text, batch) for done, text in zip(all_done, texts, strict=True)]
+        [_row(done, until(text, stop), batch) for done, text in zip(all_done, texts, strict=True)]
     )
     run.timing.append(
         [

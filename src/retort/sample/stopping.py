@@ -51,5 +51,10 @@ class StopStrings:
         return any(string in text for string in self.strings)
 
 
+def until(text: str, strings: Sequence[str]) -> str:
+    """The text before the first of the strings in it."""
+    return text[: min((text.index(string) for string in strings if string in text), default=None)]
+
+
 def _nothing(tokens: Sequence[int]) -> str:
     raise AssertionError("nothing is decoded where there are no stop strings")
