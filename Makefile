@@ -26,16 +26,20 @@ demo: setup ## distil, sample, grade and report on this machine's CPU, in minute
 	$(BIN)/retort demo
 
 # One thread for each process: the tests start processes of their own, and idle OpenMP threads spin.
-test: setup ## run the tests (no network, no GPU)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# A file's tests stay together: what they share is made once, and runs that are forked find a server.
+test: setup ## run the tests, two at a time (no network, no GPU)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup ## measure decoding, prefill and training speed on this machine
-	$(BIN)/retort bench
+bench: setup ## measure decoding, prefill, training and the targets on this machine's CPU
+	$(BIN)/retort bench decode --out benchmarks/results
+	$(BIN)/retort bench prefill --out benchmarks/results
+	$(BIN)/retort bench train --out benchmarks/results
+	$(BIN)/retort bench targets --out benchmarks/results
 
 gpu: setup ## run the tests that need an NVIDIA GPU (they compile every kernel)
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit( \

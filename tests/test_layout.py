@@ -25,7 +25,7 @@ LIBRARY: dict[str, set[str]] = LEAVES | {
     "train": {*RUNS, "trackers", "ops", "model", "data", "sample", "grade"},
     "grade": RUNS,
     "report": RUNS,
-    "bench": {"recipe", "console", "ops", "model", "data", "sample", "train"},
+    "bench": {"recipe", "console", "ops", "model", "data", "sample", "train", "report", "tables"},
     "inspection": {"console", "model"},
     "publishing": {"recipe", "console", "model", "data", "report", "inspection"},
 }

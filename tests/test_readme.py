@@ -1,10 +1,8 @@
 """The README's commands work as they are printed, on a user's own folders and files."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 import torch
 
 import retort
+from retort import cli
 from retort.data import arithmetic
 from retort.data.chat import train_tokenizer
 
@@ -68,18 +67,16 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.multiprocess
-def test_the_commands_run_as_printed(user: Path) -> None:
+def test_the_commands_run_as_printed(
+    user: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert len(commands()) >= 8
     for command in commands():
         small = [] if "--plan" in command else SMALLER.get(command[1], [])
-        process = subprocess.run(
-            [sys.executable, "-m", *command, *small],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert process.returncode == 0, (command, process.stderr)
+        monkeypatch.setattr(sys, "argv", [*command, *small])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == 0, (command, capsys.readouterr().err)
     for report in ("first-report", "report"):
         made = {path.name for path in (user / "runs" / report).iterdir()}
         assert {"report.html", "coverage.png", "coverage.svg", "curves.json"} <= made

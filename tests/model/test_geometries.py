@@ -30,6 +30,7 @@ ROUNDED = {
 }
 
 TEACHERS = {"1b": "llama-3.2-1b", "3b": "llama-3.2-3b", "4b": "llama-3.2-3b", "8b": "llama-3.1-8b"}
+TEACHERS |= {"pure": "small", "hybrid": "small"}
 STUDENTS = [name for name, config in GEOMETRIES.items() if config.mixer is not None]
 
 

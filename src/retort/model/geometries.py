@@ -101,8 +101,22 @@ _SMOLLM2_2B = replace(
     rope_theta=130_000.0,
 )
 
+# No published model, but one that a CPU decodes in milliseconds: what speed is measured with there.
+_SMALL = DecoderConfig(
+    vocab_size=2048,
+    hidden_size=256,
+    intermediate_size=768,
+    layer_types=(ATTENTION,) * 6,
+    heads=4,
+    kv_heads=2,
+    head_dim=64,
+    max_position=4096,
+    tie_embeddings=True,
+)
+
 # ------------------------------------------------------------------ students
 
+_KEPT_SMALL = (3,)
 _KEPT_1B = (3, 7, 11, 15)
 _KEPT_3B = (3, 8, 13, 18, 23, 27)
 
@@ -157,6 +171,7 @@ GEOMETRIES: Mapping[str, DecoderConfig] = MappingProxyType(
         "qwen3-0.6b": _QWEN3_HALF_B,
         "smollm2-135m": _SMOLLM2_135M,
         "smollm2-1.7b": _SMOLLM2_2B,
+        "small": _SMALL,
         "llamba-1b": _llamba(_LLAMA_1B),
         "llamba-4b": _llamba(_LLAMA_3B),  # the papers' name; published as Llamba-3B
         "llamba-4b-24-heads": _llamba(_LLAMA_3B, heads=24),  # a head for each of the teacher's
@@ -167,9 +182,13 @@ GEOMETRIES: Mapping[str, DecoderConfig] = MappingProxyType(
         "native-3b": _native(_LLAMA_3B),
         "native-1b-hybrid": _native(_LLAMA_1B, _KEPT_1B),
         "native-3b-hybrid": _native(_LLAMA_3B, _KEPT_3B),
+        "small-pure": _native(_SMALL),
+        "small-hybrid": _native(_SMALL, _KEPT_SMALL),
     }
 )
-"""`hybrid` and `native-*-hybrid` keep the same attention layers; `native-*` keeps none."""
+"""`hybrid` and `native-*-hybrid` keep the same attention layers; `native-*` keeps none. `small` and
+its students are for measuring speed on a CPU.
+"""
 
 
 def geometry(name: str) -> DecoderConfig:
