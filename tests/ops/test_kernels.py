@@ -98,14 +98,16 @@ def test_decays_of_any_strength() -> None:
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_a_cpu_gets_ours() -> None:
-    assert kernels.open_scan(torch.device("cpu")) is ssd.scan_chunked
+def test_a_cpu_and_exact_products_get_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "has_fla", lambda: True)
+    for device, dtype in (("cpu", torch.bfloat16), ("cuda", torch.float32)):
+        assert kernels.open_scan(torch.device(device), dtype) is ssd.scan_chunked
 
 
 def test_a_gpu_gets_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     for installed, wanted in ((True, kernels.scan_simple_gla), (False, ssd.scan_chunked)):
         monkeypatch.setattr(kernels, "has_fla", lambda installed=installed: installed)
-        assert kernels.open_scan(torch.device("cuda")) is wanted
+        assert kernels.open_scan(torch.device("cuda"), torch.bfloat16) is wanted
 
 
 @pytest.mark.cuda

@@ -23,7 +23,7 @@ from retort.model.context import Context
 from retort.model.norms import GatedNorm
 from retort.model.recurrent import Recurrent
 from retort.model.state import MambaState
-from retort.ops import ssd
+from retort.ops import kernels, ssd
 
 IDENTITY_GATE = 1.278464542761
 """The z with silu(z) = 1."""
@@ -96,7 +96,8 @@ class StateSpaceDual(Recurrent[Inputs]):
         )
 
     def _scan(self, inputs: Inputs, start_BHPN: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        return ssd.scan_chunked(
+        scan = kernels.open_scan(inputs.gate_BTE.device, inputs.gate_BTE.dtype)
+        return scan(
             inputs.values_BTHP,
             inputs.log_decay_BTH,
             inputs.b_BTGN,

@@ -1,4 +1,5 @@
-"""The parallel scan of a device: flash-linear-attention's on a GPU that has it, ours elsewhere.
+"""The parallel scan of a device: flash-linear-attention's on a GPU that has it, in 16 bits; ours
+elsewhere.
 
 Both have the signature of `ssd.scan_chunked`.
 
@@ -37,9 +38,10 @@ class Scan(Protocol):
         """Outputs y_BTHP and the final state."""
 
 
-def open_scan(device: torch.device) -> Scan:
-    """The scan for tensors on a device."""
-    return scan_simple_gla if device.type == "cuda" and has_fla() else ssd.scan_chunked
+def open_scan(device: torch.device, dtype: torch.dtype) -> Scan:
+    """The scan for models on a device, in a dtype; ours where products have to be exact."""
+    fast = device.type == "cuda" and dtype != torch.float32 and has_fla()
+    return scan_simple_gla if fast else ssd.scan_chunked
 
 
 @cache

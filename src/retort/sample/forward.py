@@ -8,6 +8,7 @@ Shapes: S rows that run, V vocabulary.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Protocol
 
 import torch
@@ -73,6 +74,14 @@ class Plain:
         return self.state.nbytes
 
 
+def has_gpu_kernels(weight: Tensor) -> bool:
+    """Whether Triton's kernels are for a decoder with such weights; not all builds of torch bring
+    Triton.
+    """
+    on_gpu = weight.device.type == "cuda" and weight.dtype in KERNELS
+    return on_gpu and importlib.util.find_spec("triton") is not None
+
+
 def open_forward(
     decoder: Decoder, slots: int, max_length: int, own_length: int | None = None
 ) -> Forward:
@@ -81,7 +90,7 @@ def open_forward(
     Rows have at most `max_length` tokens, `own_length` of them behind their prompts.
     """
     weight = decoder.lm_head.weight
-    if weight.device.type == "cuda" and weight.dtype in KERNELS:
+    if has_gpu_kernels(weight):
         from retort.sample.forward_cuda import Cuda
 
         return Cuda(decoder, slots, max_length, own_length)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from retort.model.decoder import Decoder
-from retort.sample.forward import KERNELS
+from retort.sample.forward import has_gpu_kernels
 from retort.sample.tokens import SamplingParams, draw, log_probability, uniforms
 
 Sampler = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -23,7 +23,7 @@ before temperature and filters. Number `count_S` of the stream of `seed_S` decid
 def open_sampler(params: SamplingParams, decoder: Decoder, slots: int) -> Sampler:
     """The fastest one for the logits of a decoder."""
     weight = decoder.lm_head.weight
-    if weight.device.type == "cuda" and weight.dtype in KERNELS:
+    if has_gpu_kernels(weight):
         return _cuda(params)
     filtered = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
     if weight.device.type == "cpu" and weight.dtype == torch.float32 and not filtered:

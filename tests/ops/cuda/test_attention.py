@@ -64,7 +64,7 @@ def test_attention(shared: int, own: int, dtype: torch.dtype, triton_device: str
             for prompt, cache in zip(prompts[each], (k_SKLD, v_SKLD), strict=True)
         )
         wanted_E = plain(q_SHD[row], k_KLD, v_KLD)
-        tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+        tolerance = 2e-5 if dtype == torch.float32 else 1e-2
         torch.testing.assert_close(found_SE[row].double(), wanted_E, atol=tolerance, rtol=tolerance)
 
 
@@ -104,7 +104,7 @@ def test_rotation_and_caches(normed: bool, dtype: torch.dtype, triton_device: st
         turned(x if not normed else norms[i](x), angle_LD[lengths])
         for i, x in enumerate((q_SHD, k_SKD))
     )
-    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    tolerance = 2e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(found.float(), q_SHD, atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(k_SKLD[0, :, 1].float(), k_SKD[0], atol=tolerance, rtol=tolerance)
     assert torch.equal(v_SKLD[0, :, 1], v_SKD[0])

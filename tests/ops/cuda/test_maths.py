@@ -26,11 +26,11 @@ def test_precision(triton_device: str) -> None:
     softplus_N, silu_N = torch.empty(2, 1024, device=triton_device)
     _kernel[1,](x_N, softplus_N, silu_N, BLOCK=1024)
     wanted = torch.nn.functional.softplus(x_N.double(), threshold=100)
-    torch.testing.assert_close(softplus_N.double(), wanted, rtol=5e-6, atol=0)
+    torch.testing.assert_close(softplus_N.double(), wanted, rtol=1e-5, atol=0)
     near = x_N.abs() < 4
-    torch.testing.assert_close(softplus_N.double()[near], wanted[near], rtol=1e-6, atol=0)
+    torch.testing.assert_close(softplus_N.double()[near], wanted[near], rtol=1.5e-6, atol=0)
     wanted = torch.nn.functional.silu(x_N.double())
-    torch.testing.assert_close(silu_N.double(), wanted, rtol=5e-6, atol=0)
+    torch.testing.assert_close(silu_N.double(), wanted, rtol=1e-5, atol=0)
 
 
 def test_tiles_are_powers_of_two() -> None:

@@ -231,7 +231,7 @@ def replay_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """The state is read; it goes on and is written when the ring is full, with this token the last."""
+    """The state is read, and written only where this token is the last that the ring holds."""
     E: tl.constexpr = HEADS * P
     M: tl.constexpr = GROUPS * N
     F: tl.constexpr = E + 2 * M
