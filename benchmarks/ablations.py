@@ -40,8 +40,8 @@ from retort.report.curves import build
 from retort.report.tally import common_version, tally
 from retort.sample.run import sample
 from retort.store import Run
+from retort.train.folder import work_folder
 from retort.train.loop import distill
-from retort.train.prepare import work_folder
 
 PROBLEMS = ["problems.seed=777", "problems.count=200"]
 CURVE_POINTS = 50

@@ -27,7 +27,7 @@ def test_transformers_reads_it_alike() -> None:
 
 def test_more_samples_have_room_to_help() -> None:
     """At the demo's difficulty it is right on some completions, and its chains are worth timing."""
-    asked = problems.load(Arithmetic(kind="arithmetic", count=50, difficulty=(2, 4)))
+    asked = problems.load(Arithmetic(kind="arithmetic", count=25, difficulty=(2, 4)))
     tokenizer = load_tokenizer(BUNDLED_TEACHER)
     prompts = [prompt_ids(tokenizer, ask(PAPER_PROMPT, problem.question)) for problem in asked]
     engine = retort.Engine(retort.load(BUNDLED_TEACHER))

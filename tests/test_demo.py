@@ -1,7 +1,12 @@
 """The demo's plumbing, with recipes so small that nothing is learnt."""
 
+import os
 import shutil
+import signal
+import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +14,6 @@ import yaml
 
 from retort import demo
 from retort.recipe import RECIPES
-from retort.train.prepare import work_folder
 
 
 @pytest.fixture
@@ -40,25 +44,81 @@ def test_demo_ends_in_a_report_and_does_nothing_twice(tmp_path: Path) -> None:
     assert [model.name for model in curves.models] == ["teacher", "pure", "hybrid"]
     assert {"report.html", "coverage.png", "curves.json"} <= {path.name for path in out.iterdir()}
     before = {path: path.stat().st_mtime_ns for path in (out / "samples").rglob("*.parquet")}
-    models = {path: path.stat().st_mtime_ns for path in (out / "models").rglob("*.safetensors")}
+    models = {path: path.stat().st_mtime_ns for path in (out / "models").rglob("*")}
     demo.demo(out)
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert models == {path: path.stat().st_mtime_ns for path in models}
 
 
+# ---------------------------------------------------------------- distillations that end early
+
+WORKING = """
+import signal, sys, time
+
+def save(number, frame):
+    time.sleep(0.5)
+    open(sys.argv[1] + ".saved", "w").close()
+    sys.exit(128 + number)
+
+signal.signal(signal.SIGTERM, save)
+open(sys.argv[1] + ".working", "w").close()
+time.sleep(60)
+"""
+FAILING = """
+import os, sys, time
+
+while not os.path.exists(sys.argv[1].replace("hybrid", "pure") + ".working"):
+    time.sleep(0.01)
+sys.exit("no layer 99")
+"""
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Has scripts take the place of distillations; they are told where to leave their files."""
+
+    def arrange(**scripts: str) -> None:
+        def command(sources: list[str]) -> list[str]:
+            name = Path(sources[0]).stem
+            return [sys.executable, "-c", scripts[name], str(tmp_path / name)]
+
+        monkeypatch.setattr(demo, "_command", command)
+
+    return arrange
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_file()}
+
+
 @pytest.mark.multiprocess
 def test_a_failing_distillation_ends_the_other_and_tells_why(
-    tmp_path: Path, small_recipes: Path
+    tmp_path: Path, play: Callable[..., None]
 ) -> None:
-    path = small_recipes / "demo" / "hybrid.yaml"
-    recipe = yaml.safe_load(path.read_text())
-    recipe["student"]["keep_attention"] = [99]
-    path.write_text(yaml.safe_dump(recipe))
-    path = small_recipes / "demo" / "pure.yaml"
-    path.write_text(path.read_text().replace("tokens: 1200", "tokens: 90000000"))
+    play(pure=WORKING, hybrid=FAILING)
     with pytest.raises(ValueError, match=r"distilling hybrid failed.*no layer 99"):
         demo.demo(tmp_path / "demo")
-    metrics = work_folder(tmp_path / "demo" / "models" / "pure") / "metrics.jsonl"
-    size = metrics.stat().st_size if metrics.is_file() else 0
-    time.sleep(1)
-    assert size == (metrics.stat().st_size if metrics.is_file() else 0)
+    assert files(tmp_path) == {"pure.working", "pure.saved"}
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_demo_that_is_ended_ends_both_and_lets_them_save(
+    tmp_path: Path, play: Callable[..., None], number: signal.Signals
+) -> None:
+    play(pure=WORKING, hybrid=WORKING)
+
+    def end() -> None:
+        while len(files(tmp_path)) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    ending, before = threading.Thread(target=end), signal.getsignal(number)
+    ending.start()
+    with pytest.raises(SystemExit) as ended:
+        demo.demo(tmp_path / "demo")
+    ending.join()
+    assert ended.value.code == 128 + number
+    assert files(tmp_path) == {f"{name}.{did}" for name in ("pure", "hybrid") for did in
+                               ("working", "saved")}  # fmt: skip
+    assert signal.getsignal(number) == before

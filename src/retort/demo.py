@@ -4,7 +4,8 @@ Two students are distilled side by side, each in a process of its own with one t
 matrices gain nothing from more, and threads that wait for a busy core lose a great deal. Then all
 three models answer the same problems, one after the other, so that their speeds compare.
 
-Every step continues where an earlier run of the same command stopped.
+Every step continues where an earlier run of the same command stopped. SIGINT and SIGTERM end the
+distillations too, which save first.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +28,8 @@ from retort.recipe import RECIPES, DistillRecipe, SampleRecipe, load
 from retort.report.curves import Curves
 from retort.report.run import report
 from retort.sample.run import sample
-from retort.train.prepare import work_folder
+from retort.train.folder import METRICS, finished, work_folder
+from retort.train.stopping import stop_requests
 
 STUDENTS = ("pure", "hybrid")
 POLL_SECONDS = 0.5
@@ -39,7 +42,7 @@ def demo(out: Path) -> Curves:
     """
     torch.set_num_threads(1)
     students = {name: out / "models" / name for name in STUDENTS}
-    _distill_all([_Child.start(name, folder) for name, folder in students.items()])
+    _distill_all([_Distillation(name, folder) for name, folder in students.items()])
     runs = [_sample("teacher", "bundled", out)]
     runs += [_sample(name, str(folder), out) for name, folder in students.items()]
     for run in runs:
@@ -53,40 +56,62 @@ def _sample(name: str, model: str, out: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class _Child:
-    """A distillation in a process of its own, its messages in a file."""
+class _Distillation:
+    """A student to be made in `folder`; `sources` are the words of its command."""
 
     name: str
-    recipe: DistillRecipe
-    process: subprocess.Popen[bytes]
-    log: Path
+    folder: Path
 
-    @classmethod
-    def start(cls, name: str, folder: Path) -> _Child:
-        sources = [str(RECIPES / "demo" / f"{name}.yaml"), f"out={folder}"]
-        recipe = load(DistillRecipe, sources)
-        log = folder.with_name(f"{name}.log")
+    @property
+    def sources(self) -> list[str]:
+        return [str(RECIPES / "demo" / f"{self.name}.yaml"), f"out={self.folder}"]
+
+    @property
+    def recipe(self) -> DistillRecipe:
+        return load(DistillRecipe, self.sources)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all stages."""
+        return self.recipe.steps
+
+    def done(self) -> int:
+        """Steps taken so far, this time and before."""
+        metrics = work_folder(self.folder) / METRICS
+        last = last_record(metrics) if metrics.is_file() else None
+        return int(last["step"]) if last else 0
+
+    @contextmanager
+    def running(self) -> Iterator[_Child]:
+        """Its process, which has ended, and saved what it has, when the `with` block has."""
+        log = self.folder.with_name(f"{self.name}.log")
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as sink:
             process = subprocess.Popen(
-                [sys.executable, "-m", "retort", "distill", *sources],
+                _command(self.sources),
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
             )
-        return cls(name, recipe, process, log)
+        try:
+            yield _Child(self.name, process, log)
+        finally:
+            process.terminate()  # nothing, where it has ended
+            process.wait()
 
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of all stages."""
-        return sum(stage.steps for stage in self.recipe.stages)
 
-    def done(self) -> int:
-        """Steps taken so far, this time and before."""
-        metrics = work_folder(self.recipe.out) / "metrics.jsonl"
-        last = last_record(metrics) if metrics.is_file() else None
-        return int(last["step"]) if last else 0
+def _command(sources: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "retort", "distill", *sources]
+
+
+@dataclass(frozen=True)
+class _Child:
+    """A distillation in a process of its own, its messages in a file."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
 
     def check(self) -> None:
         """Raises ValueError with the last words of a process that failed."""
@@ -95,20 +120,24 @@ class _Child:
             raise ValueError(f"distilling {self.name} failed: {words[-2000:]}")
 
 
-def _distill_all(children: Sequence[_Child]) -> None:
-    """Waits for all distillations behind one progress bar; ends all when one fails."""
-    total, before = sum(c.steps for c in children), sum(c.done() for c in children)
-    try:
-        with console.progress("distil", total, "steps", before) as advance:
-            while any(child.process.poll() is None for child in children):
-                time.sleep(POLL_SECONDS)
-                done = sum(child.done() for child in children)
-                advance(done - before, " and ".join(child.name for child in children))
-                before = done
-                for child in children:
-                    child.check()
-    finally:
-        for child in children:
-            if child.process.poll() is None:
-                child.process.terminate()
-                child.process.wait()
+def _distill_all(students: Sequence[_Distillation]) -> None:
+    """Waits for all distillations behind one progress bar; ends all when one fails, or when this
+    process is to end.
+    """
+    left = [each for each in students if not finished(each.recipe, work_folder(each.folder))]
+    if not left:
+        return
+    total, before = sum(each.steps for each in left), sum(each.done() for each in left)
+    with ExitStack() as stack:
+        requests = stack.enter_context(stop_requests())
+        advance = stack.enter_context(console.progress("distil", total, "steps", before))
+        children = [stack.enter_context(each.running()) for each in left]
+        while any(child.process.poll() is None for child in children):
+            time.sleep(POLL_SECONDS)
+            done = sum(each.done() for each in left)
+            advance(done - before, " and ".join(child.name for child in children))
+            before = done
+            for child in children:
+                child.check()
+            if requests:
+                raise SystemExit(128 + requests[0])

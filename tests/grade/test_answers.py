@@ -107,12 +107,12 @@ PIECES = [
 @pytest.mark.parametrize("start", ["", "The final answer is ", r"\boxed{", "5 "])
 def test_time_is_linear_on_hostile_text(start: str) -> None:
     for piece in PIECES:
-        text = start + piece * (100_000 // len(piece)) + "}"
+        text = start + piece * (30_000 // len(piece)) + "}"
         begun = time.process_time()
         extract(text)
         normalise(text)
-        # linear work takes less than half a second, quadratic work minutes
-        assert time.process_time() - begun < 5, piece
+        # linear work takes less than half a second, quadratic work many
+        assert time.process_time() - begun < 3, piece
 
 
 WRITTEN_THE_SAME = [

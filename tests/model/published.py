@@ -286,13 +286,12 @@ def llama3_scaled(rate: float, scaling: Config) -> float:
 
 def rotate(x_TP: Tensor, rates: list[float]) -> Tensor:
     """Channels i and i + P/2 are turned together."""
-    half, y_TP = len(rates), torch.zeros_like(x_TP)
-    for t in range(len(x_TP)):
-        for i, rate in enumerate(rates):
-            cos, sin = math.cos(t * rate), math.sin(t * rate)
-            y_TP[t, i] = cos * x_TP[t, i] - sin * x_TP[t, i + half]
-            y_TP[t, i + half] = cos * x_TP[t, i + half] + sin * x_TP[t, i]
-    return y_TP
+    position_T = torch.arange(len(x_TP), dtype=torch.float64)
+    angle_TP = torch.outer(position_T, torch.tensor(rates, dtype=torch.float64))
+    cos_TP, sin_TP = angle_TP.cos().to(x_TP.dtype), angle_TP.sin().to(x_TP.dtype)
+    first_TP, second_TP = x_TP.split(len(rates), dim=1)
+    turned = cos_TP * first_TP - sin_TP * second_TP, cos_TP * second_TP + sin_TP * first_TP
+    return torch.cat(turned, dim=1)
 
 
 # ---------------------------------------------------------------- random tensors by their layout

@@ -13,7 +13,8 @@ from retort.model import activations
 from retort.model.config import Mamba1Config
 from retort.model.decoder import Decoder
 from retort.recipe import Parallel
-from retort.train.parallel import cast, open_world, spread_student
+from retort.train.parallel import cast, spread_student
+from retort.train.world import open_world
 
 MakeDecoder = Callable[..., Decoder]
 

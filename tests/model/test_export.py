@@ -363,7 +363,7 @@ def test_own_format(
 # ---------------------------------------------------------------- generation
 
 LENGTHS = (7, 3, 12)
-NEW = 64
+NEW = 40
 
 
 @pytest.mark.parametrize("layers", ["mam", "mm", "mam qwen2", "mm qwen3", *FAMILIES])

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +21,10 @@ from retort.model.decoder import Decoder
 from retort.model.transplant import transplant
 from retort.recipe import Guard, Parallel, Stage
 from retort.train.checkpoint import Checkpoints, folder, read
-from retort.train.parallel import (
-    World,
-    full,
-    note_trained,
-    open_world,
-    spread_student,
-    spread_teacher,
-    whole,
-)
+from retort.train.parallel import full, note_trained, spread_student, spread_teacher, whole
 from retort.train.state import Progress, State
 from retort.train.step import Stepper
+from retort.train.world import World, open_world
 
 KINDS = ("mixing_matrices", "hidden_states", "distill", "supervised")
 SETTINGS = {
@@ -40,6 +33,7 @@ SETTINGS = {
     "full": {"recompute": "full"},
     "selective": {"recompute": "selective"},
 }
+STEPS = 2
 OPTIM = {"lr": 1e-2, "warmup": 0.0, "decay": 0.0, "clip": 0.5}
 
 
@@ -49,7 +43,7 @@ def models(mixer: str, tied: bool) -> tuple[Decoder, Decoder]:
         vocab_size=61,
         hidden_size=32,
         intermediate_size=48,
-        layer_types=(ATTENTION,) * 3,
+        layer_types=(ATTENTION,) * 2,
         heads=4,
         kv_heads=2,
         head_dim=8,
@@ -57,7 +51,7 @@ def models(mixer: str, tied: bool) -> tuple[Decoder, Decoder]:
     )
     teacher = Decoder(config)
     teacher.reset_parameters()
-    student = transplant(teacher, [LINEAR, ATTENTION, LINEAR], mixer, chunk_size=8)
+    student = transplant(teacher, [LINEAR, ATTENTION], mixer, chunk_size=8)
     return student, teacher
 
 
@@ -117,48 +111,55 @@ def error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     return float(apart / nn.utils.get_total_norm(list(wanted.values())))
 
 
-def gradients(made: Stepper, world: World) -> tuple[dict[str, Tensor], dict[str, float]]:
+class Found(NamedTuple):
+    """What steps give: gradients and means of the first, and weights after the last."""
+
+    gradients: dict[str, Tensor]
+    means: dict[str, float]
+    weights: dict[str, Tensor]
+
+
+def steps(made: Stepper, world: World) -> Found:
     means, norm = made._gradients(rows_of(uneven_batch(0), world))
     named = made.state.named
-    found = {name: full(p.grad) for name, p in named.items() if p.grad is not None}
-    return found, means | {"norm": norm}
-
-
-def compare(made: Stepper, alone: Stepper, world: World) -> tuple[float, float]:
-    """The largest relative errors of gradients and means, then of weights after three steps."""
-    one = replace(world, size=1, mesh=None, rank=0)
-    (found, means), (wanted, wanted_means) = gradients(made, world), gradients(alone, one)
-    off = max(abs(means[k] - wanted_means[k]) / abs(wanted_means[k]) for k in wanted_means)
-    first = max(error(found, wanted), off)
-    for each in (made, alone):
-        each.state.optimizer.zero_grad(set_to_none=True)
-    for step in range(3):
+    gradients = {n: full(p.grad).clone() for n, p in named.items() if p.grad is not None}
+    made.state.optimizer.zero_grad(set_to_none=True)
+    for step in range(STEPS):
         made.take(rows_of(uneven_batch(step), world))
-        alone.take(uneven_batch(step))
-    return first, error(full_tensors(made.trained.student), alone.trained.student.state_dict())
+    return Found(gradients, means | {"norm": norm}, full_tensors(made.trained.student))
+
+
+def alone(mixer: str, kind: str, world: World, tied: bool) -> Found | None:
+    """What the main process finds by itself; the others have no need of it."""
+    if not world.main:
+        return None
+    one = replace(world, size=1, mesh=None, rank=0)
+    return steps(stepper(mixer, kind, one, tied), one)
+
+
+def compared(name: str, found: Found, wanted: Found | None) -> Iterator[tuple[str, float]]:
+    """The relative errors of gradients and means, and of weights."""
+    if wanted is None:
+        return
+    off = max(abs(found.means[k] - each) / abs(each) for k, each in wanted.means.items())
+    yield f"{name} gradients", max(error(found.gradients, wanted.gradients), off)
+    yield f"{name} weights", error(found.weights, wanted.weights)
 
 
 def all_objectives(world: World) -> Iterator[tuple[str, float]]:
-    one = replace(world, size=1, mesh=None, rank=0)
     for kind in KINDS:
-        made = stepper("mamba2", kind, world, tied=True)
-        first, last = compare(made, stepper("mamba2", kind, one, tied=True), world)
-        yield f"{kind} gradients", first
-        yield f"{kind} weights", last
+        found = steps(stepper("mamba2", kind, world, tied=True), world)
+        yield from compared(kind, found, alone("mamba2", kind, world, tied=True))
+    found = steps(stepper("mamba1", "supervised", world, tied=True), world)
+    yield from compared("mamba1", found, alone("mamba1", "supervised", world, tied=True))
 
 
 def all_settings(world: World) -> Iterator[tuple[str, float]]:
-    one = replace(world, size=1, mesh=None, rank=0)
+    wanted = alone("discrete_mamba2", "distill", world, tied=False)
     for name, settings in SETTINGS.items():
-        with_mesh = remeshed(world, settings)
-        made = stepper("discrete_mamba2", "distill", with_mesh, tied=False, **settings)
-        alone = stepper("discrete_mamba2", "distill", one, tied=False)
-        first, last = compare(made, alone, with_mesh)
-        yield f"{name} gradients", first
-        yield f"{name} weights", last
-    made = stepper("mamba1", "supervised", world, tied=True)
-    first, _ = compare(made, stepper("mamba1", "supervised", one, tied=True), world)
-    yield "mamba1 gradients", first
+        mesh = remeshed(world, settings)
+        made = stepper("discrete_mamba2", "distill", mesh, tied=False, **settings)
+        yield from compared(name, steps(made, mesh), wanted)
 
 
 def remeshed(world: World, settings: dict[str, Any]) -> World:
@@ -170,14 +171,11 @@ def remeshed(world: World, settings: dict[str, Any]) -> World:
 
 def bfloat16(world: World) -> Iterator[tuple[str, float]]:
     """Computed in bfloat16: masters and rates in float32, and close to what float32 gives."""
-    one = replace(world, size=1, mesh=None, rank=0)
     made = stepper("mamba2", "distill", world, tied=True, dtype="bfloat16")
     dtypes = {p.dtype for p in made.trained.student.parameters()}
     yield "masters in float32", float(dtypes != {torch.float32})
-    yield (
-        "bfloat16 gradients",
-        compare(made, stepper("mamba2", "distill", one, tied=True), world)[0],
-    )
+    wanted = alone("mamba2", "distill", world, tied=True)
+    yield from compared("bfloat16", steps(made, world), wanted)
     dtypes = {
         n: p.dtype for n, p in whole(made.trained.student, world, torch.bfloat16).named_parameters()
     }

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from retort.train import checkpoint
 from retort.train.checkpoint import Checkpoints
-from retort.train.parallel import World
+from retort.train.memory import SAVING
+from retort.train.world import World
 
 
 def tensors(value: float) -> dict[str, Tensor]:
@@ -216,9 +217,44 @@ def test_a_damaged_state_is_passed_over_and_told(
     (path,) = checkpoint.folder(tmp_path, 2).glob(what)
     damage(path)
     assert newest_values(tmp_path) == {"step": 1}
-    assert "step-000000002: damaged, continuing from the state before it" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "step-000000002: damaged; step-000000001, which is whole, takes its place" in told
     save(2)
     assert newest_values(tmp_path) == {"step": 2}
+
+
+def test_where_all_are_damaged_none_is_promised(
+    tmp_path: Path, save: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(1)
+    save(2)
+    for path in tmp_path.rglob(checkpoint.VALUES):
+        path.unlink()
+    assert checkpoint.newest(tmp_path) is None
+    told = capsys.readouterr().err
+    for name in ("step-000000001", "step-000000002"):
+        assert f"{name}: damaged, and so is every state before it" in told
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="counts memory as Linux tells it"
+)
+def test_memory_while_a_state_is_written(tmp_path: Path, world: World) -> None:
+    """What a plan says that it takes, besides the tensors themselves."""
+
+    def kib(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+    kept = Checkpoints(tmp_path, 2, world)
+    kept.save(1, tensors(1), {})  # whatever is made once
+    kept.finish()
+    large = {f"{i}": torch.ones(2**18, 10) for i in range(6)}  # 60 MiB
+    before = kib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
+    kept.save(2, large, {})
+    kept.finish()
+    assert (kib("VmHWM") - before) / (60 * 1024) == pytest.approx(SAVING, abs=0.4)
 
 
 def test_later_states_are_dropped_when_a_run_has_gone_back(

@@ -1,5 +1,6 @@
 """Students out of a run at any step that it has kept."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import retort
 from retort import recipe as recipes
 from retort.recipe import DistillRecipe
 from retort.train import checkpoint, export, loop
-from retort.train.prepare import work_folder
+from retort.train.folder import work_folder
 
 STAGE = {
     "name": "answers",
@@ -96,3 +97,11 @@ def test_steps_that_were_not_kept(run: Path, tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no training run"):
         export.export(tmp_path, tmp_path / "out")
+
+
+def test_a_run_with_damaged_states_alone(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "model.training")
+    for path in (tmp_path / "model.training").rglob(checkpoint.VALUES):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"model.training: no state is whole"):
+        export.export(tmp_path / "model.training", tmp_path / "out")

@@ -3,77 +3,36 @@
 Killed means SIGKILL: no handler, no clean-up.
 """
 
-import multiprocessing
 import os
 import random
 import signal
 import socket
-import sys
 import time
-from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import retort
-from retort import recipe as recipes
-from retort.data.packing import Batch
 from retort.metrics import read_metrics
 from retort.recipe import DistillRecipe
 from retort.train import loop
-from retort.train.prepare import work_folder
-from retort.train.step import Stepper
+from retort.train.folder import work_folder
+
+from .processes import REFUSED, STEP, Moment, forks, run, start
+from .tiny import hybrid, stage
 
 KILLS = 10
-REFUSED = 3
-"""How a process ends that has met a mistake."""
+STEPS = 24
+"""Of each stage: enough for a kill to come before, in and between states."""
 
-DATA = {
-    "kind": "worked",
-    "prompt": "{question}",
-    "problems": {"kind": "arithmetic", "split": "train", "difficulty": [1, 1]},
-}
-FRESH = {
-    "start": "fresh",
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "layers": 2,
-    "heads": 2,
-    "kv_heads": 1,
-}
-
-
-def stage(kind: str, steps: int) -> dict[str, Any]:
-    return {
-        "name": kind,
-        "objective": {"kind": kind},
-        "data": DATA,
-        "tokens": steps * 2 * 288,
-        "rows": 2,
-        "length": 288,
-        "optim": {"lr": 5e-3},
-    }
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("models") / "teacher"
-    values = {"out": out, "student": FRESH, "stages": [stage("supervised", 3)]}
-    return loop.distill(recipes.parse(DistillRecipe, values))
+NEVER = 1000
 
 
 def student(out: Path, teacher: Path, steps: int) -> DistillRecipe:
-    values = {
-        "out": out,
-        "teacher": teacher,
-        "student": {"start": "transplant", "keep_attention": [1], "settings": {"chunk_size": 16}},
-        "stages": [stage("hidden_states", steps), stage("distill", steps)],
-        "checkpoints": {"every": 3},
-    }
-    return recipes.parse(DistillRecipe, values)
+    stages = [stage("hidden_states", steps), stage("distill", steps)]
+    return hybrid(out, teacher, *stages, checkpoints={"every": 3})
 
 
 def losses(recipe: DistillRecipe) -> list[tuple[int, float]]:
@@ -81,40 +40,35 @@ def losses(recipe: DistillRecipe) -> list[tuple[int, float]]:
     return [(record["step"], record["loss"]) for record in records]
 
 
-def run(recipe: str) -> None:
-    torch.set_num_threads(1)
-    loop.distill(DistillRecipe.model_validate_json(recipe))
+def wait_for_steps(recipe: DistillRecipe, more: int, process: BaseProcess) -> None:
+    """Returns when a run has taken so many steps more than any before it."""
+    log = work_folder(recipe.out) / "metrics.jsonl"
 
+    def steps() -> int:
+        return log.read_bytes().count(b"\n") if log.is_file() else 0
 
-@pytest.fixture(scope="module")
-def ready() -> ForkServerContext:
-    """Starts processes that have imported everything already, so that kills hit training."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["retort.train.loop"])
-    return context
+    wanted = steps() + more
+    while steps() < wanted:
+        assert process.is_alive()
+        time.sleep(0.002)
 
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
-def test_killed_ten_times_at_random(
-    tmp_path: Path, teacher: Path, ready: ForkServerContext
-) -> None:
+def test_killed_ten_times_at_random(tmp_path: Path, teacher: Path) -> None:
     """One process in float32: bit for bit the same student, and the same losses."""
-    undisturbed = student(tmp_path / "undisturbed", teacher, 60)
-    began = time.monotonic()
+    undisturbed = student(tmp_path / "undisturbed", teacher, STEPS)
     loop.distill(undisturbed)
-    took = time.monotonic() - began
-    killed = student(tmp_path / "killed", teacher, 60)
+    killed = student(tmp_path / "killed", teacher, STEPS)
     moments = random.Random(0)
     for _ in range(KILLS):
-        process = ready.Process(target=run, args=[killed.model_dump_json()])
-        process.start()
-        process.join(moments.uniform(0.05, 0.35) * took)
-        assert process.pid is not None
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
+        process = start(killed)
+        wait_for_steps(killed, moments.randrange(6), process)
+        time.sleep(moments.uniform(0, 0.1))
+        process.kill()
         process.join()
-    run(killed.model_dump_json())
+        assert process.exitcode == -signal.SIGKILL
+    loop.distill(killed)
     assert losses(killed) == losses(undisturbed)
     names = sorted(path.name for path in undisturbed.out.iterdir())
     assert names == sorted(path.name for path in killed.out.iterdir())
@@ -127,7 +81,7 @@ def test_killed_ten_times_at_random(
 
 
 def rank_of(rank: int, processes: int, port: int, recipe: str, fatal: int) -> None:
-    """One process as torchrun starts it, which kills itself as its n-th step begins."""
+    """One process as torchrun starts it, which kills itself in its n-th step."""
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -136,28 +90,17 @@ def rank_of(rank: int, processes: int, port: int, recipe: str, fatal: int) -> No
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "test",
     }
-    take, calls = Stepper.take, iter(range(1, 1000))
-
-    def killed(self: Stepper, batch: Batch) -> dict[str, Any]:
-        if next(calls) == fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return take(self, batch)
-
-    Stepper.take = killed  # type: ignore[method-assign]
-    try:
-        run(recipe)
-    except ValueError:
-        sys.exit(REFUSED)
+    run(recipe, Moment(STEP, fatal))
 
 
-def until(ready: ForkServerContext, recipe: DistillRecipe, processes: int, fatal: int) -> list[int]:
+def until(recipe: DistillRecipe, processes: int, fatal: int) -> list[int]:
     """Runs on so many processes, killed at this run's n-th step; how each of them ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     text = recipe.model_dump_json()
     ranks = [
-        ready.Process(target=rank_of, args=[rank, processes, port, text, fatal])
+        forks().Process(target=rank_of, args=[rank, processes, port, text, fatal])
         for rank in range(processes)
     ]
     for process in ranks:
@@ -170,25 +113,18 @@ def until(ready: ForkServerContext, recipe: DistillRecipe, processes: int, fatal
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
-def test_goes_on_with_another_number_of_processes(
-    tmp_path: Path, teacher: Path, ready: ForkServerContext
-) -> None:
-    """Two, killed, two, killed, one, killed, two: the curve of one process that nothing stopped.
-
-    A kill may come before the last state is on the disk; then the one before it is gone on from.
-    """
+def test_goes_on_with_another_number_of_processes(tmp_path: Path, teacher: Path) -> None:
+    """Two, killed, two, killed, one, killed, two: the curve of one process that nothing stopped."""
     undisturbed = student(tmp_path / "undisturbed", teacher, 8)
     loop.distill(undisturbed)
     changed = student(tmp_path / "changed", teacher, 8)
-    last = []
+    last = []  # steps that were recorded; states are those of 3, 6, 8 and 11
     for processes, fatal in ((2, 6), (2, 5), (1, 6)):
-        ended = until(ready, changed, processes, fatal)
+        ended = until(changed, processes, fatal)
         assert ended == [-signal.SIGKILL] * processes
         last.append(losses(changed)[-1][0])
-    assert last[0] == 5
-    assert last[1] in (3 + 4, 4)
-    assert 8 < last[2] < 16  # in the second stage
-    assert until(ready, changed, 2, 1000) == [0, 0]
+    assert last == [5, 7, 11]
+    assert until(changed, 2, NEVER) == [0, 0]
     found, wanted = dict(losses(changed)), dict(losses(undisturbed))
     assert found.keys() == wanted.keys()
     assert found == pytest.approx(wanted, rel=2e-5)
@@ -199,9 +135,7 @@ def test_goes_on_with_another_number_of_processes(
 
 @pytest.mark.multiprocess
 @pytest.mark.slow
-def test_a_mistake_ends_all_processes(
-    tmp_path: Path, teacher: Path, ready: ForkServerContext
-) -> None:
+def test_a_mistake_ends_all_processes(tmp_path: Path, teacher: Path) -> None:
     wanted = student(tmp_path / "student", teacher / "missing", 8)
-    assert until(ready, wanted, 2, 1000) == [REFUSED, REFUSED]
+    assert until(wanted, 2, NEVER) == [REFUSED, REFUSED]
     assert list(tmp_path.iterdir()) == []

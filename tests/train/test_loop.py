@@ -3,10 +3,11 @@
 import json
 import os
 import signal
-import subprocess
-import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from fnmatch import fnmatch
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,88 +17,30 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import retort
-from retort import recipe as recipes
+from retort.data.ahead import Ahead
 from retort.data.chat import load_tokenizer, train_tokenizer
+from retort.data.packing import Batch
 from retort.metrics import read_metrics
 from retort.model import weights
 from retort.model.config import ATTENTION, LINEAR
 from retort.model.decoder import Decoder
 from retort.model.transplant import transplant
-from retort.recipe import DistillRecipe
 from retort.store import LOCK, locked
-from retort.train import importance, loop, prepare
+from retort.train import folder, importance, loop, prepare
 from retort.train.step import Stepper
 
+from .processes import STEP, WRITTEN, Moment, run_until_killed
+from .tiny import STUDENT, Values, fresh, hybrid, stage
+
 MakeDecoder = Callable[..., Decoder]
-Values = dict[str, Any]
 
-DATA: Values = {
-    "kind": "worked",
-    "prompt": "{question}",
-    "problems": {"kind": "arithmetic", "split": "train", "difficulty": [1, 1]},
-}
-
-
-STUDENT: Values = {
-    "start": "transplant",
-    "keep_attention": [1],
-    "settings": {"chunk_size": 16},
-}
 MIXER_KINDS = ["mamba2", "discrete_mamba2", "mamba1"]
 
 
-def stage(kind: str = "supervised", steps: int = 3, **changes: Any) -> Values:
-    """A stage of a few steps, two rows with room for two problems each."""
-    values = {
-        "name": kind,
-        "objective": {"kind": kind},
-        "data": DATA,
-        "tokens": steps * 2 * 288,
-        "rows": 2,
-        "length": 288,
-        "optim": {"lr": 5e-3},
-    }
-    return values | changes
-
-
-def fresh(out: Path, *stages: Values, **changes: Any) -> DistillRecipe:
-    """A tiny Llama from nothing."""
-    student = {
-        "start": "fresh",
-        "vocab_size": 300,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "layers": 2,
-        "heads": 2,
-        "kv_heads": 1,
-    }
-    values = {"out": out, "student": student, "stages": stages or [stage()]}
-    return recipes.parse(DistillRecipe, values | changes)
-
-
-def hybrid(out: Path, teacher: Path, /, *stages: Values, **changes: Any) -> DistillRecipe:
-    """A student that keeps one of the teacher's two attention layers, made in two stages."""
-    values: Values = {
-        "out": out,
-        "teacher": teacher,
-        "student": STUDENT,
-        "stages": stages or [stage("hidden_states", 3), stage("distill", 4)],
-        "checkpoints": {"every": 2},
-    }
-    return recipes.parse(DistillRecipe, values | changes)
-
-
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with its tokenizer, after three steps of training."""
-    torch.manual_seed(0)
-    return loop.distill(fresh(tmp_path_factory.mktemp("models") / "teacher"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(teacher: Path) -> Path:
+def undisturbed(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The student of a run that nothing stopped."""
-    return loop.distill(hybrid(teacher.with_name("undisturbed"), teacher))
+    return loop.distill(hybrid(tmp_path_factory.mktemp("runs") / "undisturbed", teacher))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -107,8 +50,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def metrics(out: Path) -> list[Values]:
     """What a run recorded, but for its speed."""
-    records = read_metrics(prepare.work_folder(out) / "metrics.jsonl")
-    timing = {"seconds", "tokens_per_second"}
+    records = read_metrics(folder.work_folder(out) / "metrics.jsonl")
+    timing = {"seconds", "waited", "tokens_per_second"}
     return [{k: v for k, v in record.items() if k not in timing} for record in records]
 
 
@@ -157,7 +100,7 @@ def test_a_run_learns_and_transformers_reads_what_it_leaves(tmp_path: Path) -> N
 
 
 def test_what_is_recorded_of_a_step(teacher: Path) -> None:
-    first, _, last = read_metrics(prepare.work_folder(teacher) / "metrics.jsonl")
+    first, _, last = read_metrics(folder.work_folder(teacher) / "metrics.jsonl")
     assert (first["step"], first["stage"], first["tokens"]) == (1, "supervised", 576)
     assert first["loss"] == first["ce"] > 0
     assert first["gradient_norm"] > 0
@@ -166,6 +109,33 @@ def test_what_is_recorded_of_a_step(teacher: Path) -> None:
     assert first["tokens_per_second"] > 0
     assert (last["bad_steps"], last["skipped"], last["spike"], last["unused"]) == (0, 0, 0, {})
     assert sum(last["data"].values()) <= last["tokens"]
+
+
+def test_the_clock_counts_all_that_passes(
+    tmp_path: Path,
+    teacher: Path,
+    on_step: Callable[[int, Callable[[], object]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Waiting for rows, too; and it goes on where a run does."""
+    batch = Ahead.batch
+
+    def late(rows: Ahead) -> Batch:
+        time.sleep(0.2)
+        return batch(rows)
+
+    monkeypatch.setattr(Ahead, "batch", late)
+    wanted = hybrid(tmp_path / "student", teacher, stage("supervised", 4))
+    on_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        loop.distill(wanted)
+    loop.distill(wanted)
+    records = read_metrics(folder.work_folder(wanted.out) / "metrics.jsonl")
+    assert all(record["waited"] >= 0.2 for record in records)
+    assert all(record["tokens_per_second"] <= 576 / 0.2 for record in records)
+    clock = [0.0, *(record["seconds"] for record in records)]
+    assert len(clock) == 5
+    assert all(after - before >= 0.2 for before, after in pairwise(clock))
 
 
 def test_a_finished_run_is_left_alone(
@@ -245,7 +215,7 @@ def test_frozen_weights_of_a_student_stay_byte_for_byte(
     wanted = hybrid(tmp_path / "student", teacher, *stages, **changes)
     start = prepare.prepare(wanted).student.state_dict()
     end = retort.load(loop.distill(wanted)).state_dict()
-    state = prepare.work_folder(wanted.out) / "checkpoints" / "step-000000002"
+    state = folder.work_folder(wanted.out) / "checkpoints" / "step-000000002"
     (path,) = state.glob("*.safetensors")
     middle = load_file(path)
     names = start.keys() - {"lm_head.weight"}  # the embedding, once more
@@ -322,7 +292,7 @@ def important(tmp_path: Path) -> Values:
 def test_the_costliest_layer_stays(tmp_path: Path, teacher: Path, important: Values) -> None:
     wanted = hybrid(tmp_path / "student", teacher, stage("distill", 1), student=important)
     out = loop.distill(wanted)
-    costs = importance.remembered(prepare.work_folder(out), prepare.identity(wanted))
+    costs = importance.remembered(folder.work_folder(out), folder.identity(wanted))
     assert costs is not None
     assert costs.keys() == {0, 1}
     (kept,) = retort.load(out).config.attention_layers
@@ -368,9 +338,9 @@ def test_a_student_is_the_same_when_nothing_is_measured_again(
     """A run killed before its first state starts from the same weights."""
     wanted = hybrid(tmp_path / "student", teacher, student=important)
     first = prepare.prepare(wanted)
-    work = prepare.work_folder(wanted.out)
+    work = folder.work_folder(wanted.out)
     work.mkdir()
-    importance.remember(work, prepare.identity(wanted), first.costs)
+    importance.remember(work, folder.identity(wanted), first.costs)
     again = prepare.prepare(wanted).student.state_dict()
     assert all(torch.equal(again[n], tensor) for n, tensor in first.student.state_dict().items())
 
@@ -383,7 +353,7 @@ def test_starting_over_measures_again(
     monkeypatch.setattr(importance, "measure", lambda *_: {0: 7.0, 1: 8.0})
     again = wanted.model_copy(update={"force": True})
     loop.distill(again)
-    costs = importance.remembered(prepare.work_folder(wanted.out), prepare.identity(wanted))
+    costs = importance.remembered(folder.work_folder(wanted.out), folder.identity(wanted))
     assert costs == {0: 7.0, 1: 8.0}
 
 
@@ -485,7 +455,7 @@ def test_a_signal_saves_and_ends(
     assert stopped.value.code == 128 + number
     assert signal.getsignal(number) == before
     assert [record["step"] for record in metrics(wanted.out)] == list(range(1, step + 1))
-    states = sorted((prepare.work_folder(wanted.out) / "checkpoints").iterdir())
+    states = sorted((folder.work_folder(wanted.out) / "checkpoints").iterdir())
     assert states[-1].name == f"step-{step:09d}"
     assert not wanted.out.exists()
     assert_same_run(loop.distill(wanted), undisturbed)
@@ -510,35 +480,6 @@ def test_text_is_shuffled_alike_after_a_stop(
     assert load_tokenizer(out).tokenize("Text number") == ["Text", "Ġnumber"]
 
 
-KILLED = """
-import os, signal, sys
-import torch
-from retort.recipe import DistillRecipe
-from retort.train import checkpoint, importance, loop, prepare
-from retort.train.step import Stepper
-
-torch.set_num_threads(1)
-module = {"Stepper": Stepper, "checkpoint": checkpoint}[sys.argv[2]]
-function, calls = getattr(module, sys.argv[3]), iter(range(1, 1000))
-
-def fatal(*arguments):
-    if next(calls) == int(sys.argv[4]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return function(*arguments)
-
-setattr(module, sys.argv[3], fatal)
-loop.distill(DistillRecipe.model_validate_json(sys.argv[1]))
-"""
-
-
-def run_until_killed(recipe: DistillRecipe, module: str, function: str, call: int) -> None:
-    """Runs in a process that is killed when it calls a function for the n-th time."""
-    where = [module, function, str(call)]
-    command = [sys.executable, "-c", KILLED, recipe.model_dump_json(), *where]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-
-
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
@@ -546,12 +487,12 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(
 ) -> None:
     """Killed in a step before any state, in writing a state, and after steps not yet in one."""
     wanted = hybrid(tmp_path / "student", teacher)
-    run_until_killed(wanted, "Stepper", "_gradients", 2)
+    run_until_killed(wanted, Moment(STEP, 2))
     assert [record["step"] for record in metrics(wanted.out)] == [1]
-    run_until_killed(wanted, "checkpoint", "_sync", 4)  # the second state, at the stage's end
-    states = prepare.work_folder(wanted.out) / "checkpoints"
+    run_until_killed(wanted, Moment(WRITTEN, 4))  # the second state, at the stage's end
+    states = folder.work_folder(wanted.out) / "checkpoints"
     assert sorted(path.name for path in states.iterdir()) == [".partial", "step-000000002"]
-    run_until_killed(wanted, "Stepper", "_gradients", 5)
+    run_until_killed(wanted, Moment(STEP, 5))
     assert [record["step"] for record in metrics(wanted.out)] == [1, 2, 3, 4, 5, 6]
     assert sorted(path.name for path in states.iterdir()) == ["step-000000003", "step-000000005"]
     assert_same_run(loop.distill(wanted), undisturbed)
@@ -564,7 +505,7 @@ def test_a_killed_run_keeps_the_layers_it_has_measured(
 ) -> None:
     undisturbed = loop.distill(hybrid(tmp_path / "undisturbed", teacher, student=important))
     wanted = hybrid(tmp_path / "student", teacher, student=important)
-    run_until_killed(wanted, "Stepper", "_gradients", 4)
+    run_until_killed(wanted, Moment(STEP, 4))
     monkeypatch.setattr(importance, "measure", lambda *_: pytest.fail("measured again"))
     assert_same_run(loop.distill(wanted), undisturbed)
 
@@ -580,7 +521,7 @@ def test_a_damaged_state_costs_only_its_steps(
     on_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit):
         loop.distill(wanted)
-    newest = prepare.work_folder(wanted.out) / "checkpoints" / "step-000000006"
+    newest = folder.work_folder(wanted.out) / "checkpoints" / "step-000000006"
     (path,) = newest.glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:1000])
     assert_same_run(loop.distill(wanted), undisturbed)
@@ -596,7 +537,7 @@ def test_damaged_states_alone_do_not_start_a_run_over(
     on_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit):
         loop.distill(wanted)
-    states = prepare.work_folder(wanted.out) / "checkpoints"
+    states = folder.work_folder(wanted.out) / "checkpoints"
     for path in states.rglob("values.json"):
         path.unlink()
     before = contents(tmp_path)
@@ -607,11 +548,35 @@ def test_damaged_states_alone_do_not_start_a_run_over(
 
 def test_a_folder_has_one_run_at_a_time(tmp_path: Path, teacher: Path) -> None:
     wanted = hybrid(tmp_path / "student", teacher)
-    work = prepare.work_folder(wanted.out)
+    work = folder.work_folder(wanted.out)
     work.mkdir()
     with locked(work), pytest.raises(ValueError, match=r"student\.training is being written by"):
         loop.distill(wanted)
     assert [path.name for path in work.iterdir()] == [LOCK]
+
+
+def test_a_fresh_tokenizer_is_made_once(
+    tmp_path: Path,
+    on_step: Callable[[int, Callable[[], object]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As importance is measured once: the model that goes on must have the same tokens."""
+    undisturbed = loop.distill(fresh(tmp_path / "undisturbed"))
+    wanted = fresh(tmp_path / "stopped")
+    on_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        loop.distill(wanted)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "train_tokenizer", lambda *_: pytest.fail("made again"))
+        assert contents(loop.distill(wanted)) == contents(undisturbed)
+    (folder.work_folder(wanted.out) / folder.TOKENIZER).rename(tmp_path / "elsewhere")
+    made = []
+    monkeypatch.setattr(
+        prepare, "train_tokenizer", lambda *asked: made.append(1) or train_tokenizer(*asked)
+    )
+    loop.distill(wanted.model_copy(update={"force": True}))
+    assert made == [1]
+    assert contents(wanted.out) == contents(undisturbed)
 
 
 def test_what_a_run_is_is_written_once(
@@ -622,7 +587,7 @@ def test_what_a_run_is_is_written_once(
     on_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit):
         loop.distill(wanted)
-    path = prepare.work_folder(wanted.out) / prepare.RECIPE
+    path = folder.work_folder(wanted.out) / folder.RECIPE
     before = path.stat()
     loop.distill(wanted)
     after = path.stat()
@@ -760,6 +725,49 @@ def test_a_student_must_share_its_teachers_tokenizer(tmp_path: Path, teacher: Pa
     weights.save(retort.load(teacher), student, train_tokenizer(["nothing of the kind"], 290))
     wanted = hybrid(tmp_path / "out", teacher, student={"start": "folder", "folder": student})
     with pytest.raises(ValueError, match="other: its tokenizer differs from the teacher's"):
+        loop.distill(wanted)
+
+
+def with_logits(teacher: Path, out: Path, count: int) -> Path:
+    """The teacher with a head (and an embedding) of so many rows."""
+    before = retort.load(teacher)
+    wider = Decoder(replace(before.config, vocab_size=count))
+    wider.reset_parameters()
+    rows = min(count, before.config.vocab_size)
+    tensors = {name: tensor[:rows] for name, tensor in before.state_dict().items()
+               if "embed_tokens" in name or "lm_head" in name}  # fmt: skip
+    mine = dict(wider.named_parameters())
+    with torch.no_grad():
+        for name, tensor in before.named_parameters():
+            mine[name][: len(tensors.get(name, tensor))] = tensors.get(name, tensor)
+    weights.save(wider, out, load_tokenizer(teacher))
+    return out
+
+
+def test_heads_of_one_tokenizer_may_be_padded_differently(tmp_path: Path, teacher: Path) -> None:
+    wider = with_logits(teacher, tmp_path / "wider", 320)
+    out = loop.distill(hybrid(tmp_path / "narrow", wider, stage("distill", 2)))
+    assert retort.load(out).config.vocab_size == 320
+    student = {"start": "folder", "folder": teacher}
+    out = loop.distill(hybrid(tmp_path / "out", wider, stage("distill", 2), student=student))
+    assert retort.load(out).config.vocab_size == 300
+    same = hybrid(tmp_path / "same", teacher, stage("distill", 2), student=student)
+    assert metrics(out) == metrics(loop.distill(same))
+
+
+def test_heads_must_know_all_tokens(tmp_path: Path, teacher: Path) -> None:
+    narrow = with_logits(teacher, tmp_path / "narrow", 290)
+    student = {"start": "folder", "folder": teacher}
+    with pytest.raises(ValueError, match="teacher: its head has 290 logits for the 300 tokens"):
+        loop.distill(hybrid(tmp_path / "out", narrow, stage("distill"), student=student))
+
+
+def test_a_teacher_must_read_what_a_student_writes(tmp_path: Path, teacher: Path) -> None:
+    wider = with_logits(teacher, tmp_path / "wider", 320)
+    objective = {"kind": "distill", "on_policy": {"share": 0.5}}
+    wanted = hybrid(tmp_path / "out", teacher, stage("distill", objective=objective),
+                    student={"start": "folder", "folder": wider})  # fmt: skip
+    with pytest.raises(ValueError, match="vocab_size is 320, and the teacher's 300: on_policy"):
         loop.distill(wanted)
 
 

@@ -19,7 +19,8 @@ from retort.recipe import Objective, Parallel, Stage, parse
 from retort.train import divergence
 from retort.train.memory import LOGITS, LOGITS_ALONE, Memory, Setup, Sizes, memory, sizes
 from retort.train.objectives import trainable
-from retort.train.parallel import open_world, spread_student
+from retort.train.parallel import spread_student
+from retort.train.world import open_world
 
 MakeDecoder = Callable[..., Decoder]
 

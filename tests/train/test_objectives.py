@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,6 +70,40 @@ def test_a_copy_of_the_teacher_has_no_loss(make_decoder: MakeDecoder, objective:
     loss = evaluate(deepcopy(teacher), teacher, batch(PACKED), objective)
     assert abs(loss.sum.item()) < 1e-4
     assert count(batch(PACKED), objective) > 0
+
+
+def padded(decoder: Decoder, rows: int) -> Decoder:
+    """The same decoder with logits more than there are tokens, which get what is best of all."""
+    config = replace(decoder.config, vocab_size=decoder.config.vocab_size + rows)
+    wider, tensors = Decoder(config), dict(decoder.state_dict())
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat([tensors[name], 9 * torch.randn(rows, config.hidden_size)])
+    wider.load_state_dict(tensors)
+    return wider
+
+
+@pytest.mark.parametrize("objective", [REVERSE, BOTH], ids=["reverse", "forward+ce"])
+@pytest.mark.parametrize("wide", ["student", "teacher"])
+def test_padding_of_a_head_is_not_compared(
+    student: Decoder, teacher: Decoder, objective: Objective, wide: str
+) -> None:
+    """Models of several sizes with one tokenizer differ in nothing but that."""
+    packed = batch(PACKED)
+    wanted = evaluate(student.requires_grad_(), teacher, packed, objective)
+    wanted.sum.backward()
+    ours = padded(student, 7) if wide == "student" else deepcopy(student)
+    ours.zero_grad()
+    theirs = padded(teacher, 7) if wide == "teacher" else teacher
+    found = evaluate(ours, theirs, packed, objective)
+    found.sum.backward()
+    torch.testing.assert_close(found.parts, wanted.parts)
+    theirs_by_name = dict(student.named_parameters())
+    for name, parameter in ours.named_parameters():
+        gradient = theirs_by_name[name].grad
+        assert parameter.grad is not None
+        assert gradient is not None
+        torch.testing.assert_close(parameter.grad[: len(gradient)], gradient)
+        assert not parameter.grad[len(gradient) :].any()
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "jsd"])

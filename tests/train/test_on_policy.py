@@ -1,6 +1,7 @@
 """On-policy batches: the student's answers where the data's were, and nothing else moved."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +58,10 @@ def written(batch: Batch, row: int, document: int) -> tuple[list[int], list[int]
     return ids, [token for token, learnt in zip(ids[1:], learn, strict=False) if learnt]
 
 
+def answered(*arguments: Any) -> Batch:
+    return on_policy_batch(*arguments).batch
+
+
 @pytest.fixture(params=["aa", "am"])
 def student(request: pytest.FixtureRequest, make_decoder: MakeDecoder) -> Decoder:
     decoder = make_decoder(request.param, eos_token_ids=(END,)).double()
@@ -77,7 +82,7 @@ def batch() -> Batch:
 
 
 def test_the_students_words_stand_in_for_the_data(student: Decoder, batch: Batch) -> None:
-    found = on_policy_batch(student, batch, OnPolicy(max_tokens=6, temperature=GREEDY), 0, 0)
+    found = answered(student, batch, OnPolicy(max_tokens=6, temperature=GREEDY), 0, 0)
     for tensor, before in zip(found, batch, strict=True):
         assert tensor.shape == before.shape
         assert tensor.dtype == before.dtype
@@ -97,7 +102,7 @@ def endless(make_decoder: MakeDecoder) -> Decoder:
 def test_an_answer_is_cut_at_its_most_tokens_and_at_the_row(endless: Decoder) -> None:
     batch = batch_of(8, [chat([1, 2, 3], [20])], [chat([4, 5], [20])])
     for most, wanted in ((2, 2), (5, 5), (50, 5)):
-        found = on_policy_batch(endless, batch, OnPolicy(max_tokens=most, temperature=GREEDY), 0, 0)
+        found = answered(endless, batch, OnPolicy(max_tokens=most, temperature=GREEDY), 0, 0)
         answer = greedy(endless, [1, 2, 3], wanted)
         assert written(found, 0, 0) == ([1, 2, 3, *answer], answer)
 
@@ -108,7 +113,7 @@ def test_a_stop_token_ends_an_answer_and_is_learnt(make_decoder: MakeDecoder) ->
     torch.manual_seed(0)
     student = make_decoder("am", eos_token_ids=(*first, 60))
     assert greedy(student, prompt, 9) == first
-    found = on_policy_batch(
+    found = answered(
         student, batch_of(12, [chat(prompt, [20])]), OnPolicy(temperature=GREEDY), 0, 0
     )
     assert written(found, 0, 0) == ([*prompt, *first], first)
@@ -118,7 +123,7 @@ def test_what_asks_nothing_stays_as_it_is(student: Decoder) -> None:
     text = [3, 4, 5, 6, 7, 8], [True] * 6
     silent = [13, 14, 15], [False] * 3
     batch = batch_of(20, [text, chat([1, 2], [20, 21]), silent], [([9] * 20, [True] * 20)])
-    found = on_policy_batch(student, batch, OnPolicy(max_tokens=3, temperature=GREEDY), 0, 0)
+    found = answered(student, batch, OnPolicy(max_tokens=3, temperature=GREEDY), 0, 0)
     answer = greedy(student, [1, 2], 3)
     assert written(found, 0, 0) == (text[0], text[0][1:])
     assert written(found, 0, 1) == ([1, 2, *answer], answer)
@@ -129,16 +134,14 @@ def test_what_asks_nothing_stays_as_it_is(student: Decoder) -> None:
 
 def test_a_batch_that_asks_nothing_is_not_changed(student: Decoder) -> None:
     batch = batch_of(9, [([9] * 4, [True] * 4)], [])
-    for tensor, before in zip(
-        on_policy_batch(student, batch, OnPolicy(), 0, 0), batch, strict=True
-    ):
+    for tensor, before in zip(answered(student, batch, OnPolicy(), 0, 0), batch, strict=True):
         assert torch.equal(tensor, before)
 
 
 def test_the_last_turn_is_answered(student: Decoder) -> None:
     ids = [1, 2, 20, 21, 3, 4, 22, 23, 5]
     learnt = [token in (20, 21, 22, 23) for token in ids]
-    found = on_policy_batch(
+    found = answered(
         student, batch_of(16, [(ids, learnt)]), OnPolicy(max_tokens=4, temperature=GREEDY), 0, 0
     )
     answer = greedy(student, ids[:6], 4)
@@ -148,28 +151,31 @@ def test_the_last_turn_is_answered(student: Decoder) -> None:
 def test_documents_that_no_longer_fit_are_left_out(endless: Decoder) -> None:
     text = [3, 4, 5], [True] * 3
     batch = batch_of(14, [chat([8, 1], [20]), chat([8, 2], [21]), text])
-    found = on_policy_batch(endless, batch, OnPolicy(max_tokens=8, temperature=GREEDY), 0, 0)
-    assert found.document_BT[0].tolist() == [0] * 10 + [2] * 3 + [-1]
+    settings = OnPolicy(max_tokens=8, temperature=GREEDY)
+    found, left_out = on_policy_batch(endless, batch, settings, 0, 0)
+    assert left_out == 1
+    assert found.document_BT[0].tolist() == [0] * 10 + [1] * 3 + [-1]
     assert written(found, 0, 0)[0] == [8, 1, *greedy(endless, [8, 1], 8)]
-    assert written(found, 0, 2) == (text[0], text[0][1:])
+    assert written(found, 0, 1) == (text[0], text[0][1:])
+    assert on_policy_batch(endless, batch_of(3, [chat([8, 1], [20])]), settings, 0, 0).left_out == 0
 
 
 def test_answers_do_not_depend_on_their_neighbours(student: Decoder, batch: Batch) -> None:
     settings = OnPolicy(max_tokens=6, temperature=1.5)
-    found = on_policy_batch(student, batch, settings, 3, 5)
-    again = on_policy_batch(student, batch, settings, 3, 5)
-    rows = [on_policy_batch(student, part, settings, 3, 5) for part in batch.split(1)]
+    found = answered(student, batch, settings, 3, 5)
+    again = answered(student, batch, settings, 3, 5)
+    rows = [answered(student, part, settings, 3, 5) for part in batch.split(1)]
     for tensor, same, *alone in zip(found, again, *rows, strict=True):
         assert torch.equal(tensor, same)
         assert torch.equal(tensor, torch.cat(alone))
     for seed, step in ((3, 6), (4, 5)):
-        other = on_policy_batch(student, batch, settings, seed, step)
+        other = answered(student, batch, settings, seed, step)
         assert not torch.equal(found.ids_BT, other.ids_BT)
 
 
 def test_training_does_not_notice(student: Decoder, batch: Batch) -> None:
     before = torch.get_rng_state(), [p.clone() for p in student.parameters()]
-    found = on_policy_batch(student, batch, OnPolicy(max_tokens=4), 0, 0)
+    found = answered(student, batch, OnPolicy(max_tokens=4), 0, 0)
     assert torch.equal(before[0], torch.get_rng_state())
     assert all(map(torch.equal, before[1], student.parameters()))
     assert student.training
@@ -191,7 +197,7 @@ def test_reverse_kl_on_own_words_has_the_right_expectation(make_decoder: MakeDec
     batch = batch_of(5, *([chat(prompt, [0, 0])] for prompt in prompts_PT.tolist()))
     sampled = []
     for step in range(6):
-        found = on_policy_batch(student, batch, OnPolicy(max_tokens=2), 0, step)
+        found = answered(student, batch, OnPolicy(max_tokens=2), 0, step)
         assert found.learn_BT.tolist() == [[False, False, True, True, False]] * size**3
         kl_BT = reverse_kl(student, teacher, found.ids_BT)
         sampled.append((kl_BT * found.learn_BT).sum(1))

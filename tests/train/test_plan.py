@@ -184,6 +184,16 @@ def test_on_a_cpu_all_is_in_float32_and_whole() -> None:
     assert found.disk.students == 4 * found.student
 
 
+def test_host_memory_of_saving() -> None:
+    """A process's part of the weights and moments of the stage that has the most, three times."""
+    planning = {"teacher": "llama-3.2-1b", "gpus": 8}
+    found = plan(recipe(stage("hidden_states"), stage(), planning=planning))
+    part = 12 * found.student / 8
+    assert found.saving == pytest.approx(3 * part, rel=0.01)  # rates are whole everywhere
+    assert plan(recipe(stage("hidden_states"), planning=planning)).saving < 0.9 * found.saving
+    assert "of each process, while a state is written" in shown(found)
+
+
 def test_disk() -> None:
     evaluation = {"problems": {"kind": "gsm8k"}, "every": 10}
     checkpoints = {"keep": 3, "best": True}

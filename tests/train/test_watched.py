@@ -4,6 +4,7 @@ see."""
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,12 @@ from retort.data import problems
 from retort.metrics import read_metrics
 from retort.recipe import Arithmetic, DistillRecipe
 from retort.train import loop
-from retort.train.prepare import work_folder
+from retort.train.evaluation import Answers
+from retort.train.folder import DROPPED, METRICS, work_folder
 from retort.train.step import Stepper
 
-Values = dict[str, Any]
+from .tiny import PROBLEMS, Values, hybrid, stage
 
-PROBLEMS = {"kind": "arithmetic", "split": "train", "difficulty": [1, 1]}
-DATA = {"kind": "worked", "prompt": "{question}", "problems": PROBLEMS}
-FRESH = {
-    "start": "fresh",
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "layers": 2,
-    "heads": 2,
-    "kv_heads": 1,
-}
 EVALUATION = {
     "problems": {"kind": "arithmetic", "count": 3, "difficulty": [1, 1]},
     "prompt": "{question}",
@@ -41,38 +32,15 @@ EVALUATION = {
 ON_POLICY = {"share": 0.5, "max_tokens": 8}
 
 
-def stage(kind: str, **objective: Any) -> Values:
-    return {
-        "name": kind,
-        "objective": {"kind": kind, **objective},
-        "data": DATA,
-        "tokens": 5 * 2 * 288,
-        "rows": 2,
-        "length": 288,
-        "optim": {"lr": 5e-3},
-    }
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("models") / "teacher"
-    values = {"out": out, "student": FRESH, "stages": [stage("supervised")]}
-    return loop.distill(recipes.parse(DistillRecipe, values))
-
-
-def student(out: Path, teacher: Path, on_policy: Values | None = None, **changes: Any) -> Values:
-    start = {"start": "transplant", "keep_attention": [1], "settings": {"chunk_size": 16}}
-    stages = [stage("distill", direction="reverse", on_policy=on_policy)]
-    values = {"out": out, "teacher": teacher, "student": start, "stages": stages}
-    return values | {"checkpoints": {"every": 2}} | changes
-
-
-def trained(values: Values) -> Path:
-    return loop.distill(recipes.parse(DistillRecipe, values))
+def student(
+    out: Path, teacher: Path, on_policy: Values | None = None, **changes: Any
+) -> DistillRecipe:
+    objective = {"kind": "distill", "direction": "reverse", "on_policy": on_policy}
+    return hybrid(out, teacher, stage("distill", 5, objective=objective), **changes)
 
 
 def records(out: Path) -> list[Values]:
-    return read_metrics(work_folder(out) / loop.METRICS)
+    return read_metrics(work_folder(out) / METRICS)
 
 
 def weights_of(out: Path) -> bytes:
@@ -80,10 +48,10 @@ def weights_of(out: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def watched(teacher: Path) -> Path:
+def watched(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with an evaluation every two steps."""
     changes = {"evaluation": EVALUATION, "checkpoints": {"every": 2, "best": True}}
-    return trained(student(teacher.with_name("watched"), teacher, **changes))
+    return loop.distill(student(tmp_path_factory.mktemp("runs") / "watched", teacher, **changes))
 
 
 # ---------------------------------------------------------------- evaluation
@@ -100,7 +68,7 @@ def test_evaluations_are_recorded_where_they_are_due(watched: Path) -> None:
 def test_training_is_the_same_with_and_without(
     tmp_path: Path, teacher: Path, watched: Path
 ) -> None:
-    assert weights_of(trained(student(tmp_path / "student", teacher))) == weights_of(watched)
+    assert weights_of(loop.distill(student(tmp_path / "student", teacher))) == weights_of(watched)
 
 
 def test_the_best_student_is_kept(watched: Path) -> None:
@@ -112,6 +80,32 @@ def test_the_best_student_is_kept(watched: Path) -> None:
     assert first_best == 2  # with eight tokens nothing is ever right, so the first stays
     assert weights_of(work_folder(watched) / loop.BEST) != weights_of(watched)
     assert kept.is_dir()
+
+
+def test_scores_are_compared_with_those_of_the_same_questions(
+    tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on with other questions begins anew; how often it asks is no other one."""
+    right = iter([9, 5, 3, 2])  # of ten answers: at steps 2 and 4, and then of other questions
+    monkeypatch.setattr(
+        loop, "evaluate_by_generation", lambda *_: Answers(10, 10, 9, 10, next(right))
+    )
+    best = work_folder(tmp_path / "student") / loop.BEST
+
+    def run(stop: int, **settings: Any) -> bytes:
+        changes = {"evaluation": EVALUATION | settings, "checkpoints": {"every": 2, "best": True}}
+        with monkeypatch.context() as patch, suppress(SystemExit):
+            on_step(patch, stop, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            loop.distill(student(tmp_path / "student", teacher, **changes))
+        return weights_of(best)
+
+    first = run(2)  # which saves, and so ends, after the evaluation that is due
+    assert run(2, slots=3) == first  # worse than before
+    last = run(9, max_tokens=7)
+    assert last != first
+    records_of = [r["evaluation"]["accuracy"] for r in records(tmp_path / "student")
+                  if "evaluation" in r]  # fmt: skip
+    assert records_of == [0.9, 0.5, 0.3]
 
 
 # ---------------------------------------------------------------- on policy
@@ -131,16 +125,17 @@ def on_step(monkeypatch: pytest.MonkeyPatch, number: int, happen: Callable[[], o
 def test_on_policy_steps_may_be_stopped_between(
     tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = trained(student(tmp_path / "undisturbed", teacher, ON_POLICY))
+    undisturbed = loop.distill(student(tmp_path / "undisturbed", teacher, ON_POLICY))
     with monkeypatch.context() as patch:
         on_step(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(SystemExit):
-            trained(student(tmp_path / "stopped", teacher, ON_POLICY))
-    stopped = trained(student(tmp_path / "stopped", teacher, ON_POLICY))
+            loop.distill(student(tmp_path / "stopped", teacher, ON_POLICY))
+    stopped = loop.distill(student(tmp_path / "stopped", teacher, ON_POLICY))
     assert weights_of(stopped) == weights_of(undisturbed)
-    without = trained(student(tmp_path / "without", teacher))
+    without = loop.distill(student(tmp_path / "without", teacher))
     losses = [[r["loss"] for r in records(out)] for out in (undisturbed, without)]
     same = [a == b for a, b in zip(*losses, strict=True)]
+    assert [r.get("left_out") for r in records(stopped)] == [None, 0, None, 0, None]
     assert same[0]  # the first step of two is learnt from the data
     assert not any(same[1:])
 
@@ -153,11 +148,11 @@ def test_what_repeats_an_evaluation_problem_is_dropped_and_told(
 ) -> None:
     """Against the problems that the training data begins with: the run goes on with others."""
     known = PROBLEMS | {"count": 4}
-    out = trained(student(tmp_path / "student", teacher, decontaminate=[known]))
-    dropped = read_metrics(work_folder(out) / loop.DROPPED)
+    out = loop.distill(student(tmp_path / "student", teacher, decontaminate=[known]))
+    dropped = read_metrics(work_folder(out) / DROPPED)
     wanted = {problem.id for problem in problems.load(recipes.parse(Arithmetic, known))}
     assert {each["problem_id"] for each in dropped} == wanted
     assert all(each["text"] and each["place"] and each["step"] >= 1 for each in dropped)
-    without = trained(student(tmp_path / "without", teacher))
+    without = loop.distill(student(tmp_path / "without", teacher))
     assert weights_of(out) != weights_of(without)
-    assert not (work_folder(without) / loop.DROPPED).exists()
+    assert not (work_folder(without) / DROPPED).exists()

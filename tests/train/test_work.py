@@ -14,8 +14,9 @@ from retort.model.decoder import Decoder
 from retort.model.geometries import geometry
 from retort.recipe import Distill, HiddenStates, MixingMatrices, Objective, Parallel, Supervised
 from retort.train.objectives import trainable
-from retort.train.parallel import open_world, spread_student
+from retort.train.parallel import spread_student
 from retort.train.work import Work, multiplied_weights, work
+from retort.train.world import open_world
 
 MakeDecoder = Callable[..., Decoder]
 

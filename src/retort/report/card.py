@@ -126,7 +126,9 @@ def find_recipe(folder: Path) -> DistillRecipe | None:
     if not (work / "finished").is_file() or not path.is_file():
         return None
     try:
-        return parse(DistillRecipe, json.loads(path.read_bytes()))
+        told = json.loads(path.read_bytes())
+        # Where a run is, it does not say itself: it may have been moved.
+        return parse(DistillRecipe, told | {"out": folder} if isinstance(told, dict) else told)
     except (ValueError, RecursionError) as error:
         why = "; ".join(str(error).splitlines())
         raise ValueError(f"{path}: not the recipe of a distillation ({why})") from None

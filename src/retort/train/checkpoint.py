@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from retort import console
-from retort.train.parallel import World
+from retort.train.world import World
 
 FOLDER = "checkpoints"
 VALUES = "values.json"
@@ -110,12 +110,19 @@ class Checkpoints:
 
 
 def newest(root: Path) -> tuple[Path, Any] | None:
-    """The newest state that is whole, and its values; says which ones are damaged."""
+    """The newest state that is whole, and its values; says which ones are damaged, and passed over
+    for it.
+    """
+    damaged = list[Path]()
     for path in reversed(states(root)):
         values = read_values(path)
         if values is not None:
+            for each in damaged:
+                console.warn(f"{each}: damaged; {path.name}, which is whole, takes its place")
             return path, values
-        console.warn(f"{path}: damaged, continuing from the state before it")
+        damaged.append(path)
+    for each in damaged:
+        console.warn(f"{each}: damaged, and so is every state before it")
     return None
 
 

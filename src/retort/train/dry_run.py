@@ -22,18 +22,12 @@ from retort.model.decoder import Decoder
 from retort.model.transplant import transplant
 from retort.recipe import Continued, DistillRecipe, Fresh, Transplanted
 from retort.train.outline import outline
-from retort.train.parallel import (
-    World,
-    note_trained,
-    open_world,
-    spread_student,
-    spread_teacher,
-    tie,
-)
+from retort.train.parallel import note_trained, spread_student, spread_teacher, tie
 from retort.train.plan import StagePlan, plan
 from retort.train.state import Progress, State
 from retort.train.step import Stepper
 from retort.train.work import token_flops
+from retort.train.world import World, open_world
 
 STEPS = 2
 """The first one also makes the optimiser's state and whatever kernels are compiled."""

@@ -112,6 +112,13 @@ def open_questions(
     return Questions(settings, problems, prompts)
 
 
+def comparable(settings: Evaluation) -> str:
+    """What must be the same in two evaluations for their scores to be compared, as text: not when
+    they come, nor how many answers are written at once.
+    """
+    return settings.model_dump_json(exclude={"every", "slots"})
+
+
 def evaluate_by_generation(
     student: Decoder,
     tokenizer: PreTrainedTokenizerBase,

@@ -12,8 +12,9 @@ from retort.model import weights
 from retort.model.decoder import Decoder
 from retort.recipe import Parallel
 from retort.train import checkpoint
-from retort.train.parallel import World, cast, compute_dtype, open_world, tie, whole_on_main
+from retort.train.parallel import cast, tie, whole_on_main
 from retort.train.state import untied
+from retort.train.world import World, compute_dtype, open_world
 
 STUDENT = "student"
 """The folder of a run that says what the student is: a checkpoint but for the weights."""
@@ -76,7 +77,8 @@ def _state(work: Path, step: int | None) -> Path:
     if step is None:
         found = checkpoint.newest(root)
         if found is None:
-            raise ValueError(f"{work}: no state has been saved yet")
+            saved = "is whole" if checkpoint.states(root) else "has been saved yet"
+            raise ValueError(f"{work}: no state {saved}")
         return found[0]
     path = checkpoint.folder(root, step)
     if checkpoint.read_values(path) is None:

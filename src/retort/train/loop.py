@@ -7,46 +7,42 @@ command continues a run that was stopped, on any number of processes.
 
 from __future__ import annotations
 
-import shutil
-import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from retort import console
 from retort.data.ahead import Ahead
 from retort.data.mixture import open_data
-from retort.data.packing import Batch, Rows
-from retort.metrics import MetricsLog
+from retort.data.packing import Rows
 from retort.model.decoder import Decoder
-from retort.recipe import Distill, DistillRecipe, Stage
-from retort.store import LOCK, locked
+from retort.recipe import Distill, DistillRecipe, Fresh, Stage
+from retort.store import locked
 from retort.tables import write_aside
-from retort.trackers import Sink, open_trackers
 from retort.train import checkpoint, export, importance
 from retort.train.checkpoint import Checkpoints
-from retort.train.evaluation import Answers, evaluate_by_generation
-from retort.train.on_policy import is_on_policy, on_policy_batch
-from retort.train.parallel import (
-    Trained,
-    World,
-    compute_dtype,
-    note_trained,
-    open_world,
-    spread_student,
-    spread_teacher,
-    whole,
+from retort.train.evaluation import Answers, comparable, evaluate_by_generation
+from retort.train.folder import (
+    RECIPE,
+    check_shared,
+    clear,
+    finished,
+    identity,
+    keep_tokenizer,
+    work_folder,
 )
-from retort.train.prepare import RECIPE, Job, finished, identity, prepare_all, work_folder
+from retort.train.on_policy import Answered, is_on_policy, on_policy_batch
+from retort.train.parallel import Trained, note_trained, spread_student, spread_teacher, whole
+from retort.train.prepare import Job, prepare_all
+from retort.train.records import Records, open_records
 from retort.train.state import Progress, State
 from retort.train.step import Stepper
+from retort.train.stopping import stop_requests
 from retort.train.work import token_flops
+from retort.train.world import World, compute_dtype, open_world
 
-METRICS = "metrics.jsonl"
-DROPPED = "decontamination.jsonl"
 BEST = "best"
 """The folder, among a run's files, of the student that has answered best so far."""
 
@@ -67,7 +63,7 @@ def distill(recipe: DistillRecipe) -> Path:
         job = prepare_all(recipe, world)
         with ExitStack() as stack:
             world.agree(lambda: _open_work(job, world, stack) if world.main else None)
-            world.agree(lambda: _check_shared(work))
+            world.agree(lambda: check_shared(work))
             _train(job, world)
             if world.main:
                 (work / "finished").touch()
@@ -83,29 +79,14 @@ def _open_work(job: Job, world: World, stack: ExitStack) -> None:
     work.mkdir(parents=True, exist_ok=True)
     stack.enter_context(locked(work))
     if recipe.force:
-        _clear(work)
+        clear(work)
     if not (work / RECIPE).is_file():
         write_aside(work / RECIPE, identity(recipe).encode())
+    if isinstance(recipe.student, Fresh):
+        keep_tokenizer(work, job.tokenizer)
     export.prepare(job.student, work, job.tokenizer, world, recipe.parallel)
     if job.costs:
         importance.remember(work, identity(recipe), job.costs)
-
-
-def _clear(work: Path) -> None:
-    """Deletes all that an earlier run has left, but for the lock that is held."""
-    for path in sorted(work.iterdir(), key=Path.is_file):  # states before what says whose they are
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
-
-
-def _check_shared(work: Path) -> None:
-    """Raises ValueError where this process does not see what the main one has made."""
-    if not (work / RECIPE).is_file():
-        raise ValueError(
-            f"{work}: not seen by all processes; `out` must be on a disk that all machines share"
-        )
 
 
 def _train(job: Job, world: World) -> None:
@@ -115,15 +96,20 @@ def _train(job: Job, world: World) -> None:
     trained = spread_student(job.student, world, recipe.parallel)
     state = _resumed(job, trained.student, world)
     with ExitStack() as stack:
-        stop = stack.enter_context(_stop_requests())
+        stop = stack.enter_context(stop_requests())
         log = world.agree(
-            lambda: stack.enter_context(_open_log(job, state.progress)) if world.main else None
+            lambda: stack.enter_context(_open_records(job, state)) if world.main else None
         )
         kept = Checkpoints(job.work / checkpoint.FOLDER, recipe.checkpoints.keep, world)
-        run = _Run(job, world, trained, teacher, state, kept, log, stop)
+        began = time.perf_counter() - state.progress.seconds
+        run = _Run(job, world, trained, teacher, state, kept, log, stop, began)
         while state.progress.stage < len(recipe.stages):
             run.stage()
     export.save(trained.student, recipe.out, job.tokenizer, world, recipe.parallel)
+
+
+def _open_records(job: Job, state: State) -> AbstractContextManager[Records]:
+    return open_records(job.recipe, job.work, state.progress.total(job.recipe))
 
 
 def _resumed(job: Job, student: Decoder, world: World) -> State:
@@ -155,41 +141,12 @@ def _newest(work: Path) -> tuple[Path, Any] | None:
     return found
 
 
-# ---------------------------------------------------------------- logs
-
-
-@dataclass(frozen=True)
-class _Log:
-    """Where records go: the run's own files, and trackers."""
-
-    metrics: MetricsLog
-    dropped: MetricsLog
-    trackers: Sink
-
-    def write(self, record: dict[str, Any]) -> None:
-        self.metrics.write(record)
-        self.trackers.write(record)
-
-
-@contextmanager
-def _open_log(job: Job, progress: Progress) -> Iterator[_Log]:
-    """The logs as they were at the step that the run goes on from."""
-    recipe, work = job.recipe, job.work
-    step = progress.total(recipe)
-    metrics, dropped = MetricsLog(work / METRICS), MetricsLog(work / DROPPED)
-    for file in (metrics, dropped):
-        file.truncate_after(step)
-    config = recipe.model_dump(mode="json")
-    with open_trackers(recipe.trackers, recipe.out.name, work, config, step) as sink:
-        yield _Log(metrics, dropped, sink)
-
-
 # ---------------------------------------------------------------- stages
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What all stages of a run share."""
+    """What all stages of a run share; `began` is when it would have, had nothing stopped it."""
 
     job: Job
     world: World
@@ -197,8 +154,9 @@ class _Run:
     teacher: Decoder | None
     state: State
     checkpoints: Checkpoints
-    log: _Log | None
+    log: Records | None
     stop: list[int]
+    began: float
 
     def stage(self) -> None:
         """Takes the steps of the stage that the run is in, from the one that it has come to."""
@@ -217,8 +175,10 @@ class _Run:
         with bar as advance, Ahead(data) as rows:
             self._evaluate(stage)  # which a signal may have cut short
             while progress.step < stage.steps:
-                record = stepper.take(self._batch(stage, rows))
-                self._record(stage, record, rows)
+                asked = time.perf_counter()
+                drawn = self._drawn(stage, rows)
+                record = stepper.take(drawn.batch, time.perf_counter() - asked)
+                self._record(stage, record, drawn, rows)
                 advance(1, f"loss {record['loss']:.4g}, {record['tokens_per_second']:.0f} tokens/s")
                 self._evaluate(stage)
                 self._keep(stage, rows)
@@ -231,12 +191,12 @@ class _Run:
         data = open_data(stage.data, job.tokenizer, job.recipe.seed + progress.stage, job.against)
         return Rows(data, stage.rows, stage.length, self.world.share(stage.rows), progress.data)
 
-    def _batch(self, stage: Stage, rows: Ahead) -> Batch:
+    def _drawn(self, stage: Stage, rows: Ahead) -> Answered:
         """This process's rows of the next step, with the student's own answers where asked for."""
         batch, objective = self.world.agree(rows.batch), stage.objective
         settings = objective.on_policy if isinstance(objective, Distill) else None
         if settings is None or not is_on_policy(settings, self.state.progress.step):
-            return batch
+            return Answered(batch)
         step = self.state.progress.total(self.job.recipe)
         return on_policy_batch(self._whole(), batch, settings, self.job.recipe.seed, step)
 
@@ -244,13 +204,17 @@ class _Run:
         dtype = compute_dtype(self.world.device, self.job.recipe.parallel)
         return whole(self.trained.student, self.world, dtype)
 
-    def _record(self, stage: Stage, record: dict[str, Any], rows: Ahead) -> None:
+    def _record(self, stage: Stage, record: dict[str, Any], drawn: Answered, rows: Ahead) -> None:
         """Logs a step, with the tokens of each source so far and what was of no use, by reason."""
+        self.state.progress.seconds = time.perf_counter() - self.began
+        more = {"seconds": self.state.progress.seconds}
+        if drawn.left_out is not None:
+            more |= {"left_out": int(self.world.sum([drawn.left_out])[0])}
         data = {"data": self.world.counted(rows.tokens), "unused": self.world.counted(rows.skipped)}
         found = self.world.gather(rows.dropped()) if self.job.against else []
         if self.log is not None:
             head = {"step": self.state.progress.total(self.job.recipe), "stage": stage.name}
-            self.log.write(head | record | data)
+            self.log.write(head | record | more | data)
             for dropped in (each for process in found for each in process):
                 self.log.dropped.write(head | dropped._asdict())
 
@@ -271,8 +235,9 @@ class _Run:
         if self.log is not None:
             record = {"step": total, "stage": stage.name, "tokens": progress.tokens}
             self.log.write(record | {"evaluation": answers.record()})
-        if progress.best is None or answers.accuracy > progress.best:
-            progress.best = answers.accuracy
+        scored = comparable(settings)
+        if progress.best is None or progress.scored != scored or answers.accuracy > progress.best:
+            progress.best, progress.scored = answers.accuracy, scored
             if self.job.recipe.checkpoints.best:
                 self._export(self.job.work / BEST)
 
@@ -308,19 +273,3 @@ class _Run:
     def _save(self) -> None:
         step = self.state.progress.total(self.job.recipe)
         self.checkpoints.save(step, self.state.tensors(), self.state.values())
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, so that a step is finished and saved before the run ends."""
-    requests: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        requests.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield requests
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -22,6 +22,11 @@ from retort.train.work import Recompute
 
 _FLOAT32 = 4
 
+SAVING = 3
+"""Copies of a process's part of a state that are in host memory while it is written, besides the
+tensors themselves: the one that training goes on without, and two of the file that is made of it.
+"""
+
 # Chunks of logits, in float32, that exist at once: counted in tests.
 LOGITS = {"forward": 5, "reverse": 5, "jsd": 6}
 LOGITS_ALONE = 2
@@ -70,6 +75,11 @@ class Memory:
     teacher: int
     activations: int
     logits: int
+
+    @property
+    def saving(self) -> int:
+        """Bytes of host memory that writing the state takes."""
+        return SAVING * (self.weights + self.moments)
 
     @property
     def total(self) -> int:

@@ -113,11 +113,15 @@ def hidden_states(student: Decoder, teacher: Decoder, batch: Batch, settings: Hi
 def distill(student: Decoder, teacher: Decoder, batch: Batch, settings: Distill) -> Loss:
     """KL between the token distributions on the learnt tokens, and optionally cross-entropy:
     (1 - w) KL + w CE. MOHAWK stage 3 (forward) and MambaInLlama (arXiv 2408.15237; reverse).
+
+    Heads may be padded to different widths for the same tokens, as those of models of several sizes
+    are: the distributions are then those over the tokens that both have.
     """
     student_MD = _learnt(student, batch)
     with torch.no_grad():
         teacher_MD = _learnt(teacher, batch)
-    heads = student.lm_head.weight, teacher.lm_head.weight
+    width = min(student.config.vocab_size, teacher.config.vocab_size)
+    heads = _first(student.lm_head.weight, width), _first(teacher.lm_head.weight, width)
     kl = divergence_sum(
         student_MD, heads[0], teacher_MD, heads[1], settings.direction, settings.temperature
     )
@@ -126,6 +130,11 @@ def distill(student: Decoder, teacher: Decoder, batch: Batch, settings: Distill)
     ce = cross_entropy_sum(student_MD, heads[0], _targets(batch))
     total = (1 - settings.ce_weight) * kl + settings.ce_weight * ce
     return Loss(total, {"kl": kl, "ce": ce})
+
+
+def _first(head_VD: Tensor, width: int) -> Tensor:
+    """The rows of a head that are compared; itself, not a view, where that is all of them."""
+    return head_VD if head_VD.shape[0] == width else head_VD[:width]
 
 
 def supervised(student: Decoder, batch: Batch) -> Loss:

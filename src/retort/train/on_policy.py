@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import floor
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +43,15 @@ class _Piece:
         return before[-1] + 2 if before else 0  # what follows the token behind is learnt
 
 
+class Answered(NamedTuple):
+    """Rows to learn from, and how many documents an answer left no room for; None where the rows
+    are those of the data.
+    """
+
+    batch: Batch
+    left_out: int | None = None
+
+
 def is_on_policy(settings: OnPolicy, step: int) -> bool:
     """Whether a step, counted from 0, is one of the share that is; they are spread evenly."""
     return floor((step + 1) * settings.share) > floor(step * settings.share)
@@ -49,13 +59,14 @@ def is_on_policy(settings: OnPolicy, step: int) -> bool:
 
 def on_policy_batch(
     student: Decoder, batch: Batch, settings: OnPolicy, seed: int, step: int
-) -> Batch:
+) -> Answered:
     """The batch with the student's answers in place of the last ones in its conversations.
 
     What is written depends on the prompt, `seed` and `step` alone, not on what shares the batch or
     on the number of processes. An answer ends with a stop token of the student's, or is cut off at
     `settings.max_tokens` or where its document would be longer than a row. It alone is learnt;
-    documents that no longer fit their row are left out, and what remains of it is padding.
+    documents that no longer fit their row are left out and counted, and what remains of it is
+    padding.
 
     The student must be whole on this process, as for an evaluation.
 
@@ -67,11 +78,11 @@ def on_policy_batch(
     prompts = [piece.ids[: piece.prompt] for piece in asked]
     length = batch.ids_BT.shape[1]
     answers = iter(_answers(student, prompts, length, settings, seed, step))
-    packed = [
-        _packed([next(answers) if piece.prompt else piece for piece in row], length) for row in rows
-    ]
-    columns = zip(*packed, strict=True)
-    return Batch(*(torch.stack(column) for column in columns)).to(batch.ids_BT.device)
+    written = [[next(answers) if piece.prompt else piece for piece in row] for row in rows]
+    fitting = [_fitting(row, length) for row in written]
+    columns = zip(*(_packed(row, length) for row in fitting), strict=True)
+    made = Batch(*(torch.stack(column) for column in columns)).to(batch.ids_BT.device)
+    return Answered(made, sum(map(len, written)) - sum(map(len, fitting)))
 
 
 def _pieces(ids: list[int], document: list[int], learn: list[bool]) -> Iterator[_Piece]:
@@ -106,6 +117,16 @@ def _answers(
         yield _Piece(prompt + answer, learn)
 
 
+def _fitting(pieces: Sequence[_Piece], length: int) -> list[_Piece]:
+    """The documents for which a row has room, those in front first."""
+    fitting, room = [], length
+    for piece in pieces:
+        if len(piece.ids) <= room:
+            fitting.append(piece)
+            room -= len(piece.ids)
+    return fitting
+
+
 def _packed(pieces: Sequence[_Piece], length: int) -> tuple[Tensor, Tensor, Tensor]:
     """A row: ids, document numbers, and what is learnt."""
     ids = torch.zeros(length, dtype=torch.long)
@@ -114,8 +135,6 @@ def _packed(pieces: Sequence[_Piece], length: int) -> tuple[Tensor, Tensor, Tens
     start = 0
     for number, piece in enumerate(pieces):
         stop = start + len(piece.ids)
-        if stop > length:
-            continue
         ids[start:stop] = torch.tensor(piece.ids)
         document[start:stop] = number
         learn[start:stop] = torch.tensor(piece.learn)

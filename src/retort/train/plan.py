@@ -65,8 +65,9 @@ class Disk:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe costs on `processes` processes; `gpu` is None for a CPU. `notes` say what the
-    numbers do not.
+    """What a recipe costs on `processes` processes; `gpu` is None for a CPU. `saving` are the bytes
+    of host memory that each process needs while a state is written. `notes` say what the numbers do
+    not.
     """
 
     teacher: int | None
@@ -76,6 +77,7 @@ class Plan:
     utilisation: float
     stages: tuple[StagePlan, ...]
     disk: Disk
+    saving: int
     notes: tuple[str, ...]
 
     @property
@@ -114,6 +116,7 @@ def plan(recipe: DistillRecipe) -> Plan:
         utilisation=recipe.planning.utilisation,
         stages=tuple(stages),
         disk=_disk(recipe, student.size, max(stage.trainable for stage in stages), setup),
+        saving=max(stage.memory.saving for stage in stages),
         notes=(*found.notes, *_uncounted(recipe)),
     )
 

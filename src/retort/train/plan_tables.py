@@ -30,6 +30,7 @@ def _summary(plan: Plan) -> Table:
         ("runs on", _machine(plan)),
         ("time", _time(plan)),
         ("memory", _fullest(plan)),
+        ("host", f"{_bytes(plan.saving)} of each process, while a state is written"),
         ("disk", _disk(plan)),
         *(("note", console.printable(note)) for note in plan.notes),
     ]

@@ -26,6 +26,7 @@ from retort.model.devices import open_device
 from retort.model.transplant import mixer_config, transplant
 from retort.recipe import (
     Continued,
+    Distill,
     DistillRecipe,
     Fresh,
     KeepImportant,
@@ -34,10 +35,11 @@ from retort.recipe import (
 from retort.trackers import check_trackers
 from retort.train import importance
 from retort.train.evaluation import Questions, open_questions
+from retort.train.folder import TOKENIZER, identity, work_folder
 from retort.train.objectives import trainable
 from retort.train.outline import fresh_config, layer_types
-from retort.train.parallel import World
 from retort.train.schedule import not_frozen
+from retort.train.world import World
 
 TOKENIZER_TEXTS = 8000
 
@@ -60,37 +62,6 @@ class Job:
     def work(self) -> Path:
         """Where checkpoints and metrics are."""
         return work_folder(self.recipe.out)
-
-
-def work_folder(out: Path) -> Path:
-    """The folder beside a student's in which its training leaves what it needs."""
-    return out.with_name(f"{out.name}.training")
-
-
-RECIPE = "recipe.json"
-"""The file of a run's folder that says what the run is."""
-
-# What may change between a run and its continuation: how it is run, not what is computed.
-_HOW = {
-    "out", "force", "checkpoints", "device", "parallel", "guard", "evaluation", "trackers",
-    "planning",
-}  # fmt: skip
-
-
-def identity(recipe: DistillRecipe) -> str:
-    """The recipe as text, less what may change between a run and its continuation."""
-    return recipe.model_dump_json(exclude=_HOW, indent=2)
-
-
-def finished(recipe: DistillRecipe, work: Path) -> bool:
-    """Whether there is nothing to do. Raises ValueError when another recipe's run is here."""
-    if recipe.force or not (work / RECIPE).is_file():
-        return False
-    if (work / RECIPE).read_text(encoding="utf-8") != identity(recipe):
-        raise ValueError(
-            f"{work}: holds another recipe's run; choose another out=, or add force=true"
-        )
-    return (work / "finished").is_file() and (recipe.out / weights.CONFIG).is_file()
 
 
 def prepare_all(recipe: DistillRecipe, world: World) -> Job:
@@ -154,6 +125,7 @@ def prepare(recipe: DistillRecipe, processes: int = 1) -> Job:
                 teacher_tokenizer = load_tokenizer(recipe.teacher)
                 check_same_tokenizer(teacher_tokenizer, tokenizer, spec.folder)
     check_shapes(recipe, student, teacher)
+    _check_heads(tokenizer, student, teacher)
     check_trackers(recipe.trackers)
     job = _opened(Job(recipe, student.train(), teacher, tokenizer, costs))
     for stage in recipe.stages:
@@ -230,23 +202,46 @@ def _check_out(recipe: DistillRecipe) -> None:
 
 
 def check_shapes(recipe: DistillRecipe, student: Decoder, teacher: Decoder | None) -> None:
-    """Layer-wise objectives compare layer i with layer i, and `distill` token with token."""
+    """Layer-wise objectives compare layer i with layer i. (`distill` compares token with token,
+    whose names `check_same_tokenizer` looks at: heads may be padded differently.)
+    """
     if teacher is None:
         return
     kinds = {stage.objective.kind for stage in recipe.stages}
-    keys = ["vocab_size"] if "distill" in kinds else []
-    if kinds & {"mixing_matrices", "hidden_states"}:
-        keys += ["layers", "hidden_size", "heads", "head_dim", "rope_theta", "rope_scaling"]
-        if LINEAR not in student.config.layer_types:
-            raise ValueError(
-                "student: no layer is replaced, and layer-wise stages train only those"
-            )
-    for key in keys:
+    _check_answers(recipe, student, teacher)
+    if not kinds & {"mixing_matrices", "hidden_states"}:
+        return
+    if LINEAR not in student.config.layer_types:
+        raise ValueError("student: no layer is replaced, and layer-wise stages train only those")
+    for key in ("layers", "hidden_size", "heads", "head_dim", "rope_theta", "rope_scaling"):
         ours, theirs = getattr(student.config, key), getattr(teacher.config, key)
         if ours != theirs:
             raise ValueError(f"student: {key} is {ours}, but the teacher's is {theirs}")
     if "mixing_matrices" in kinds:
         _check_matrices(student, teacher)
+
+
+def _check_answers(recipe: DistillRecipe, student: Decoder, teacher: Decoder) -> None:
+    """What a student writes itself the teacher has to read."""
+    ours, theirs = student.config.vocab_size, teacher.config.vocab_size
+    objectives = [stage.objective for stage in recipe.stages]
+    if ours > theirs and any(isinstance(o, Distill) and o.on_policy for o in objectives):
+        raise ValueError(
+            f"student: vocab_size is {ours}, and the teacher's {theirs}: on_policy needs a teacher "
+            "that reads all a student may write"
+        )
+
+
+def _check_heads(
+    tokenizer: PreTrainedTokenizerBase, student: Decoder, teacher: Decoder | None
+) -> None:
+    """A logit for each token that there is; more of them are padding."""
+    for name, decoder in (("student", student), ("teacher", teacher)):
+        if decoder is not None and decoder.config.vocab_size < len(tokenizer):
+            raise ValueError(
+                f"{name}: its head has {decoder.config.vocab_size} logits for the {len(tokenizer)} "
+                "tokens of its tokenizer"
+            )
 
 
 def _check_matrices(student: Decoder, teacher: Decoder) -> None:
@@ -263,6 +258,10 @@ def _check_matrices(student: Decoder, teacher: Decoder) -> None:
 
 
 def _fresh_tokenizer(recipe: DistillRecipe, spec: Fresh) -> PreTrainedTokenizerBase:
+    """Made of the first texts of the first stage, or what an earlier start has made of them."""
+    kept = work_folder(recipe.out) / TOKENIZER
+    if kept.is_dir() and not recipe.force:
+        return load_tokenizer(kept)
     texts = open_data(recipe.stages[0].data, None, recipe.seed).texts()
     return train_tokenizer(islice(texts, TOKENIZER_TEXTS), spec.vocab_size)
 

@@ -25,7 +25,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 @dataclass
 class Progress:
     """The counters of a run. `updates` counts the steps of this stage that changed the weights;
-    `data` is the position of all rows in the stage's data; `losses` are the last good ones.
+    `data` is the position of all rows in the stage's data; `losses` are the last good ones; `best`
+    is the highest accuracy of an evaluation, and `scored` the settings that it was found with.
     """
 
     stage: int = 0
@@ -39,6 +40,7 @@ class Progress:
     losses: list[float] = field(default_factory=list)
     data: dict[str, Any] | None = None
     best: float | None = None
+    scored: str | None = None
     evaluated: int = 0
 
     def total(self, recipe: DistillRecipe) -> int:

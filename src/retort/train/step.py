@@ -16,9 +16,10 @@ from retort.recipe import Guard, Stage
 from retort.train.gpus import of_device
 from retort.train.guard import is_finite, is_spike
 from retort.train.objectives import count
-from retort.train.parallel import Trained, World, clip
+from retort.train.parallel import Trained, clip
 from retort.train.schedule import learning_rate
 from retort.train.state import State
+from retort.train.world import World
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,10 @@ class Stepper:
     world: World
     token_flops: float = 0.0
 
-    def take(self, batch: Batch) -> dict[str, Any]:
+    def take(self, batch: Batch, waited: float = 0.0) -> dict[str, Any]:
         """Takes a step with this process's rows of a batch; returns what is recorded of it.
 
+        The seconds that were `waited` for the batch count towards the pace as those of the step do.
         Raises ValueError when too many steps in a row have gone wrong.
         """
         began = time.perf_counter()
@@ -47,10 +49,9 @@ class Stepper:
         good = is_finite(means["loss"], norm)
         self._update(good)
         self._count(means["loss"], good, spike)
-        seconds = time.perf_counter() - began
+        seconds = waited + time.perf_counter() - began
         progress.step += 1
         progress.tokens += tokens
-        progress.seconds += seconds
         return means | {
             "tokens": progress.tokens,
             "lr": rate,
@@ -59,7 +60,7 @@ class Stepper:
             "spike": int(spike),
             "bad_steps": progress.bad_steps,
             "tokens_per_second": tokens / seconds,
-            "seconds": progress.seconds,
+            "waited": waited,
             **_utilisation(self.world, self.token_flops * tokens / seconds),
             **_memory(self.world.device),
         }
@@ -108,7 +109,7 @@ class Stepper:
                 f"step {progress.step + 1} of {self.stage.name}: the loss jumped to {loss:.4g}"
             )
         progress.bad_steps = 0 if good and not spike else progress.bad_steps + 1
-        if progress.bad_steps > self.guard.bad_steps:
+        if progress.bad_steps >= self.guard.bad_steps:
             raise ValueError(
                 f"stage {self.stage.name}: {progress.bad_steps} steps in a row gave a loss or "
                 "gradient that is not finite, or a loss far above those before; lower optim.lr, or "

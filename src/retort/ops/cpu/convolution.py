@@ -8,8 +8,9 @@ Shapes: B batch, T time, E channels, K taps; the inputs are padded by K-1 in fro
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from retort.ops.cpu.jit import kernel
 
 BLOCK = 64
 """Tokens whose contributions to a weight's gradient are summed before they join the rest, so that
@@ -17,10 +18,8 @@ long rows lose no precision."""
 
 Floats = NDArray[np.float32]
 
-_LOOSE = {"contract", "reassoc", "nsz"}  # infinities and NaN keep their meaning
 
-
-@njit(cache=True, nogil=True, fastmath=_LOOSE)
+@kernel
 def scan(
     padded_BTE: Floats,
     weight_KE: Floats,
@@ -41,7 +40,7 @@ def scan(
                         y_BTE[b, t, e] += padded_BTE[b, t + k, e] * weight_KE[k, e]
 
 
-@njit(cache=True, nogil=True, fastmath=_LOOSE)
+@kernel
 def scan_backward(
     grad_BTE: Floats,
     padded_BTE: Floats,
