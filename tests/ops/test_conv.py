@@ -201,9 +201,7 @@ def test_kernels_equal_the_plain_form(
     inputs = padded_BTE, weight_KE, bias_E, document_BT
     torch.testing.assert_close(conv.fast_outputs(*inputs), conv.plain_outputs(*inputs))
     inputs = grad_BTE, padded_BTE, weight_KE, document_BT
-    for one, other in zip(
-        conv.fast_gradients(*inputs), conv.plain_gradients(*inputs), strict=True
-    ):
+    for one, other in zip(conv.fast_gradients(*inputs), conv.plain_gradients(*inputs), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-5)
 
 

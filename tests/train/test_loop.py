@@ -569,7 +569,6 @@ def test_a_fresh_tokenizer_is_made_once(
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "train_tokenizer", lambda *_: pytest.fail("made again"))
         assert contents(loop.distill(wanted)) == contents(undisturbed)
-    (folder.work_folder(wanted.out) / folder.TOKENIZER).rename(tmp_path / "elsewhere")
     made = []
     monkeypatch.setattr(
         prepare, "train_tokenizer", lambda *asked: made.append(1) or train_tokenizer(*asked)

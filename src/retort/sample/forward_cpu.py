@@ -45,11 +45,9 @@ class Cpu:
         self.shared = _share(decoder, slots, max_length, kv_dtype, threads)
         self.layers = [open_layer(block.mixer, self.shared) for block in decoder.blocks]
         self.mlps = [FeedForward(block.mlp, self.shared) for block in decoder.blocks]
+        self.head_DV = fused([decoder.lm_head], self.shared.copied)
+        # The head's own weight where the two are tied; there its product counts for more.
         self.embedding_VD = decoder.model.embed_tokens.weight.detach()
-        tied = decoder.lm_head.weight is decoder.model.embed_tokens.weight
-        self.head_DV = (
-            self.embedding_VD.t() if tied else fused([decoder.lm_head], self.shared.copied)
-        )
         self.logits_SV = torch.empty(slots, len(self.embedding_VD))
         self.h_SD, self.u_SD, self.y_SD = torch.empty(3, slots, decoder.config.hidden_size)
         self.arrays = self.h_SD.numpy(), self.y_SD.numpy(), self.u_SD.numpy()
