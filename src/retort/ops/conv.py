@@ -37,7 +37,8 @@ def scan(
     A starting state belongs to the first document of its row.
     """
     padded_BTE = pad(x_BTE, weight_EK.shape[1], state_BKE)
-    y_BTE: Tensor = _Scan.apply(padded_BTE, weight_EK.T.contiguous(), bias_E, document_BT)
+    weight_KE = weight_EK.T.clone(memory_format=torch.contiguous_format)
+    y_BTE: Tensor = _Scan.apply(padded_BTE, weight_KE, bias_E, document_BT)
     return y_BTE
 
 
@@ -116,7 +117,8 @@ def fast_outputs(
     batch, length, channels = padded_BTE.shape
     y_BTE = padded_BTE.new_empty(batch, length + 1 - weight_KE.shape[0], channels)
     document_BT = _documents(y_BTE, document_BT)
-    convolution.scan(*_arrays(padded_BTE, weight_KE, bias_E, document_BT, y_BTE))
+    # A copy of the parameter: sharding could not free memory that NumPy has seen.
+    convolution.scan(*_arrays(padded_BTE, weight_KE, bias_E.clone(), document_BT, y_BTE))
     return y_BTE
 
 

@@ -26,16 +26,19 @@ from retort.model.norms import RMSNorm
 from retort.model.state import AttentionState, MambaState
 from retort.ops.cpu import attention, mamba1, mamba2, norms
 from retort.ops.cpu.team import Team
+from retort.sample.cpu_prompts import Prompts
 from retort.sample.fused_weights import fused
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What the layers share: how many tokens each row has read, RoPE's angles by position, the
-    dtype of keys and values, the threads, and whether weights are to be copied.
+    """What the layers share: how many tokens each row has read, which rows read prompts together,
+    RoPE's angles by position, the dtype of keys and values, the threads, and whether weights are to
+    be copied.
     """
 
     length_S: NDArray[np.int64]
+    prompts: Prompts
     cos_LD: NDArray[np.float32]
     sin_LD: NDArray[np.float32]
     kv_dtype: torch.dtype
@@ -55,10 +58,10 @@ class Layer(Protocol):
         """The states."""
 
     def admit(self, slot_S: Tensor, prompt: LayerState, length: int) -> None:
-        """Starts rows from a prompt of one row and `length` tokens."""
+        """Starts rows from a prompt of one row, of which `length` tokens are to be copied."""
 
     def move(self, slot_S: Tensor, source_S: Tensor, length: int) -> None:
-        """Copies rows of at most `length` tokens over others."""
+        """Copies rows over others, of which at most `length` tokens are their own."""
 
     def step(self, u_SD: Tensor, y_SD: Tensor) -> None:
         """Writes what it adds to the residual stream of the first S slots; their states go on."""
@@ -78,10 +81,10 @@ class Product:
 
 
 class AttentionLayer:
-    """Attention over a cache of each slot's tokens."""
+    """Attention over a cache of each slot's tokens, or of those behind a prompt that it shares."""
 
-    def __init__(self, mixer: Attention, shared: Shared) -> None:
-        self.shared = shared
+    def __init__(self, mixer: Attention, index: int, shared: Shared) -> None:
+        self.index, self.shared = index, shared
         projections = [mixer.q_proj, mixer.k_proj, mixer.v_proj]
         self.qkv = Product(projections, shared)
         self.o_ED = fused([mixer.o_proj], shared.copied)
@@ -116,8 +119,10 @@ class AttentionLayer:
     def step(self, u_SD: Tensor, y_SD: Tensor) -> None:
         """Writes what it adds to the residual stream of the first S slots; their caches grow."""
         shared, rows = self.shared, u_SD.shape[0]
+        prompts = shared.prompts
+        q_KSGD, prompt_KSGD, sums_2KSG = prompts.arrays
         self.qkv(u_SD)
-        attention.attend(
+        attention.rotate(
             self.qkv.array_SO,
             self.bias_C,
             *self.scales,
@@ -125,7 +130,20 @@ class AttentionLayer:
             shared.cos_LD,
             shared.sin_LD,
             shared.length_S,
+            prompts.start_S,
             *self.caches,
+            q_KSGD,
+            rows,
+            shared.team,
+        )
+        prompts.read(self.index, rows)
+        attention.attend(
+            q_KSGD,
+            shared.length_S,
+            prompts.start_S,
+            *self.caches,
+            prompt_KSGD,
+            sums_2KSG,
             self.score_TGL,
             self.y_SHD,
             rows,
@@ -152,7 +170,8 @@ class Recurrent:
         """Copies the prompt's state to each slot."""
         assert isinstance(prompt, MambaState)
         # The oldest input is that of position length - W, whose place is the same as length's.
-        self.past_SWF[slot_S] = prompt.conv_BWE.roll(length, dims=1)
+        position = int(self.shared.length_S[int(slot_S[0])])
+        self.past_SWF[slot_S] = prompt.conv_BWE.roll(position, dims=1)
         self.state_SHNP[slot_S] = prompt.ssm_BHPN.transpose(-1, -2)
 
     def move(self, slot_S: Tensor, source_S: Tensor, length: int) -> None:
@@ -248,10 +267,10 @@ class FeedForward:
         torch.mm(self.gated_SI[:rows], self.down_ID, out=y_SD)
 
 
-def open_layer(mixer: Mixer, shared: Shared) -> Layer:
-    """A mixer with states for the slots that `shared` is of."""
+def open_layer(mixer: Mixer, index: int, shared: Shared) -> Layer:
+    """The mixer of a block, with states for the slots that `shared` is of."""
     if isinstance(mixer, Attention):
-        return AttentionLayer(mixer, shared)
+        return AttentionLayer(mixer, index, shared)
     if isinstance(mixer, Mamba1):
         return SelectiveLayer(mixer, shared)
     return DualLayer(mixer, shared)

@@ -17,6 +17,7 @@ from retort.model.state import DecoderState
 from retort.ops.cpu import norms
 from retort.ops.cpu.team import of_threads
 from retort.sample.cpu_layers import FeedForward, Shared, open_layer
+from retort.sample.cpu_prompts import Prompts
 from retort.sample.fused_weights import fused
 
 KV_DTYPES = (torch.float32, torch.bfloat16)
@@ -43,7 +44,9 @@ class Cpu:
         _check(decoder, kv_dtype)
         self.slots, self.max_length = slots, max_length
         self.shared = _share(decoder, slots, max_length, kv_dtype, threads)
-        self.layers = [open_layer(block.mixer, self.shared) for block in decoder.blocks]
+        self.layers = [
+            open_layer(block.mixer, i, self.shared) for i, block in enumerate(decoder.blocks)
+        ]
         self.mlps = [FeedForward(block.mlp, self.shared) for block in decoder.blocks]
         self.head_DV = fused([decoder.lm_head], self.shared.copied)
         # The head's own weight where the two are tied; there its product counts for more.
@@ -62,18 +65,24 @@ class Cpu:
     # ------------------------------------------------------------ rows
 
     def admit(self, slot_S: Tensor, prompt: DecoderState) -> None:
-        """Copies the prompt's state to each slot."""
+        """Starts rows from a prompt that has been read; its keys and values may be read where they
+        are for as long as rows of it run.
+        """
         length = int(prompt.length_B[0])
         self.shared.length_S[slot_S.numpy()] = length
+        shared = self.shared.prompts.admit(slot_S.tolist(), prompt, length)
         for layer, state in zip(self.layers, prompt.layers, strict=True):
-            layer.admit(slot_S, state, length)
+            layer.admit(slot_S, state, 0 if shared else length)
 
     def move(self, slot_S: Tensor, source_S: Tensor) -> None:
         """Copies rows from `source_S` over those of `slot_S`; the two do not meet."""
-        length_S = self.shared.length_S[source_S.numpy()]
-        self.shared.length_S[slot_S.numpy()] = length_S
+        length_S, prompts = self.shared.length_S, self.shared.prompts
+        slots, sources = slot_S.numpy(), source_S.numpy()
+        length_S[slots] = length_S[sources]
+        prompts.move(slots.tolist(), sources.tolist())
+        own = int((length_S - prompts.start_S)[slots].max())
         for layer in self.layers:
-            layer.move(slot_S, source_S, int(length_S.max()))
+            layer.move(slot_S, source_S, own)
 
     @property
     def nbytes(self) -> int:
@@ -130,4 +139,5 @@ def _share(
     team = of_threads(torch.get_num_threads() if threads is None else threads)
     copied = any(parameter.requires_grad for parameter in decoder.parameters())
     length_S = np.zeros(slots, np.int64)
-    return Shared(length_S, cos_1LD[0].numpy(), sin_1LD[0].numpy(), kv_dtype, team, copied)
+    prompts = Prompts(decoder.config, slots, team)
+    return Shared(length_S, prompts, cos_1LD[0].numpy(), sin_1LD[0].numpy(), kv_dtype, team, copied)

@@ -1,10 +1,17 @@
-"""One query a row over the row's cached keys and values.
+"""One query a row over the row's cached keys and values, in three kernels.
+
+`rotate` turns a projection into queries, and writes keys and values to the cache; `attend` goes
+over a row's cache. Rows that start from the same prompt may leave its keys and values to two matrix
+products for all of them, with `weigh` in between; `attend` then joins the two.
 
 Shapes: S rows, H query heads, K key/value heads, G = H/K, D head channels, C = (H + 2K) D, L cached
-positions, T threads. The cache is float32, or bfloat16 as uint16.
+positions, T threads, R queries of rows that share a prompt of L tokens. A cache is float32, or
+bfloat16 as uint16.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +21,9 @@ from retort.ops.cpu.maths import exp, largest_of
 from retort.ops.cpu.storage import fetch_ahead, stored, widened
 from retort.ops.cpu.team import Team, share
 
-F = np.float32
+F: Any = np.float32
 Floats = NDArray[np.float32]
+Whole = NDArray[np.int64]
 Stored = NDArray[np.float32] | NDArray[np.uint16]
 
 AHEAD = 16
@@ -23,7 +31,7 @@ AHEAD = 16
 
 
 @kernel
-def attend(
+def rotate(
     qkv_SC: Floats,
     bias_C: Floats,
     q_norm_D: Floats,
@@ -31,18 +39,18 @@ def attend(
     eps: float,
     cos_LD: Floats,
     sin_LD: Floats,
-    length_S: NDArray[np.int64],
+    length_S: Whole,
+    start_S: Whole,
     k_SKLD: Stored,
     v_SKLD: Stored,
-    score_TGL: Floats,
-    y_SHD: Floats,
+    q_KSGD: Floats,
     rows: int,
     team: Team,
 ) -> None:
-    """Writes the outputs y_SHD of the first rows, and their new keys and values to the cache.
+    """Writes the queries of the first rows, scaled, and their new keys and values to the cache.
 
-    A row has read `length_S` tokens before this one. Empty biases and norms are left out. The
-    projection is overwritten.
+    A row has read `length_S` tokens before this one, and its cache starts with token `start_S`.
+    Empty biases and norms are left out. The projection is overwritten.
     """
     arguments = (
         qkv_SC,
@@ -53,20 +61,61 @@ def attend(
         cos_LD,
         sin_LD,
         length_S,
+        start_S,
         k_SKLD,
         v_SKLD,
+        q_KSGD,
+    )
+    heads, _, group, width = q_KSGD.shape
+    share(_rotate, arguments, rows * heads, 2 * (group + 2) * width, team)
+
+
+@kernel
+def attend(
+    q_KSGD: Floats,
+    length_S: Whole,
+    start_S: Whole,
+    k_SKLD: Stored,
+    v_SKLD: Stored,
+    prompt_KSGD: Floats,
+    sums_2KSG: Floats,
+    score_TGL: Floats,
+    y_SHD: Floats,
+    rows: int,
+    team: Team,
+) -> None:
+    """Writes the outputs y_SHD of the first rows.
+
+    For rows whose cache does not start with token 0, `prompt_KSGD` is what the tokens before add
+    up to, and `sums_2KSG` its scale: the largest score, and the sum of the weights.
+    """
+    arguments = (
+        q_KSGD,
+        length_S,
+        start_S,
+        k_SKLD,
+        v_SKLD,
+        prompt_KSGD,
+        sums_2KSG,
         score_TGL,
         y_SHD,
     )
-    heads, width = k_SKLD.shape[1], y_SHD.shape[2]
     longest = 1
     for row in range(rows):
-        longest = max(longest, length_S[row] + 1)
+        longest = max(longest, length_S[row] - start_S[row] + 1)
+    heads, width = k_SKLD.shape[1], k_SKLD.shape[3]
     share(_attend, arguments, rows * heads, 2 * longest * width, team)
 
 
+@kernel
+def weigh(score_KRL: Floats, sums_2KR: Floats, team: Team) -> None:
+    """Turns scores into weights, in place: exp(score - largest). Writes the largest and the sum."""
+    heads, queries, length = score_KRL.shape
+    share(_weigh, (score_KRL, sums_2KR), heads * queries, 4 * length, team)
+
+
 @inner
-def _attend(
+def _rotate(
     first: int,
     last: int,
     worker: int,
@@ -77,34 +126,83 @@ def _attend(
     eps: float,
     cos_LD: Floats,
     sin_LD: Floats,
-    length_S: NDArray[np.int64],
+    length_S: Whole,
+    start_S: Whole,
     k_SKLD: Stored,
     v_SKLD: Stored,
-    score_TGL: Floats,
-    y_SHD: Floats,
+    q_KSGD: Floats,
 ) -> None:
     """An item is a key/value head of a row, with the query heads that share it."""
-    heads, width = y_SHD.shape[1], y_SHD.shape[2]
-    kv_heads = k_SKLD.shape[1]
-    group = heads // kv_heads
+    kv_heads, _, group, width = q_KSGD.shape
+    scale = F(1) / np.sqrt(F(width))
     for item in range(first, last):
         row, head = item // kv_heads, item % kv_heads
-        position = length_S[row]
+        position, place = length_S[row], length_S[row] - start_S[row]
         for i in range(group + 2):  # the queries, the key, the value
-            h = head * group + i if i < group else heads + (i - group) * kv_heads + head
+            h = head * group + i if i < group else i * kv_heads + head
             x_D = _part(qkv_SC[row], bias_C, h, width)
             if i <= group:
                 norm_D = q_norm_D if i < group else k_norm_D
                 _turn(x_D, norm_D, eps, cos_LD[position], sin_LD[position])
-            if i >= group:
+            if i < group:
+                q_D = q_KSGD[head, row, i]
+                for d in range(width):
+                    q_D[d] = x_D[d] * scale
+            else:
                 cache_SKLD = k_SKLD if i == group else v_SKLD
-                _store(x_D, cache_SKLD[row, head, position])
-        q_GD = qkv_SC[row, head * group * width : (head + 1) * group * width]
-        _scores(q_GD, k_SKLD[row, head], position + 1, score_TGL[worker])
+                _store(x_D, cache_SKLD[row, head, place])
+
+
+@inner
+def _attend(
+    first: int,
+    last: int,
+    worker: int,
+    q_KSGD: Floats,
+    length_S: Whole,
+    start_S: Whole,
+    k_SKLD: Stored,
+    v_SKLD: Stored,
+    prompt_KSGD: Floats,
+    sums_2KSG: Floats,
+    score_TGL: Floats,
+    y_SHD: Floats,
+) -> None:
+    """An item is a key/value head of a row, with the query heads that share it."""
+    kv_heads, _, group, width = q_KSGD.shape
+    for item in range(first, last):
+        row, head = item // kv_heads, item % kv_heads
+        length = length_S[row] - start_S[row] + 1
+        score_GL, y_GD = score_TGL[worker], y_SHD[row, head * group : (head + 1) * group]
+        _scores(q_KSGD[head, row], k_SKLD[row, head], length, score_GL)
         for g in range(group):
-            _softmax(score_TGL[worker, g, : position + 1])
-        y_GD = y_SHD[row, head * group : (head + 1) * group]
-        _average(score_TGL[worker], v_SKLD[row, head], position + 1, y_GD)
+            score_L, y_D = score_GL[g, :length], y_GD[g]
+            largest, total, part = largest_of(score_L), F(0), F(0)
+            if start_S[row] > 0:
+                before, weight = sums_2KSG[0, head, row, g], sums_2KSG[1, head, row, g]
+                largest = max(largest, before)
+                part = exp(before - largest)
+                total = part * weight
+            total += _exponentials(score_L, largest)
+            scale = F(1) / total
+            for i in range(length):
+                score_L[i] *= scale
+            prompt_D = prompt_KSGD[head, row, g]
+            for d in range(width):
+                y_D[d] = prompt_D[d] * (part * scale) if start_S[row] > 0 else F(0)
+        _add_average(score_GL, v_SKLD[row, head], length, y_GD)
+
+
+@inner
+def _weigh(first: int, last: int, worker: int, score_KRL: Floats, sums_2KR: Floats) -> None:
+    """An item is a query."""
+    queries = score_KRL.shape[1]
+    for item in range(first, last):
+        head, query = item // queries, item % queries
+        score_L = score_KRL[head, query]
+        largest = largest_of(score_L)
+        sums_2KR[0, head, query] = largest
+        sums_2KR[1, head, query] = _exponentials(score_L, largest)
 
 
 @inner
@@ -144,39 +242,33 @@ def _store(x_D: Floats, cache_D: Stored) -> None:
 
 @inner
 def _scores(q_GD: Floats, k_LD: Stored, length: int, score_GL: Floats) -> None:
-    """The products of the queries, one behind the other, with the first `length` keys."""
-    width = k_LD.shape[1]
-    scale = F(1) / np.sqrt(F(width))
+    """The products of the queries with the first `length` keys."""
+    group, width = q_GD.shape
     for position in range(length):
         k_D = k_LD[position]
         fetch_ahead(k_D, AHEAD)
-        for g in range(q_GD.size // width):
-            q_D = q_GD[g * width : (g + 1) * width]
+        for g in range(group):
+            q_D = q_GD[g]
             score = F(0)
             for d in range(width):
                 score += q_D[d] * widened(k_D[d])
-            score_GL[g, position] = score * scale
+            score_GL[g, position] = score
 
 
 @inner
-def _softmax(score_L: Floats) -> None:
-    largest = largest_of(score_L)
+def _exponentials(score_L: Floats, largest: float) -> float:
+    """exp(score - largest), in place, and their sum."""
     total = F(0)
     for i in range(score_L.size):
         score_L[i] = exp(score_L[i] - largest)
         total += score_L[i]
-    scale = F(1) / total
-    for i in range(score_L.size):
-        score_L[i] *= scale
+    return total
 
 
 @inner
-def _average(weight_GL: Floats, v_LD: Stored, length: int, y_GD: Floats) -> None:
-    """The sums of the values by their weights, four values at a time."""
+def _add_average(weight_GL: Floats, v_LD: Stored, length: int, y_GD: Floats) -> None:
+    """Adds the values by their weights, four of them at a time."""
     group, width = y_GD.shape
-    for g in range(group):
-        for i in range(width):
-            y_GD[g, i] = F(0)
     whole = length - length % 4
     for start in range(0, whole, 4):
         a_D, b_D, c_D, d_D = v_LD[start], v_LD[start + 1], v_LD[start + 2], v_LD[start + 3]
