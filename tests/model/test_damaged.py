@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from retort import cli
 from retort.model import weights
 from retort.model.config import Mamba2Config
 from retort.model.decoder import Decoder
+from retort.recipe import BUNDLED_TEACHER
 
 from .published import MAMBA_CONFIG, Student, fused, llamba, mamba_in_llama
 from .theirs import edit_config
@@ -451,6 +453,8 @@ def test_the_command_line_tells_it_in_one_message(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(BUNDLED_TEACHER / name, folder)
     path = folder / weights.SINGLE
     match damage:
         case "shape":
@@ -461,7 +465,7 @@ def test_the_command_line_tells_it_in_one_message(
             edit_config(folder, hidden_size="abc")
         case "pickle":
             path.rename(folder / "pytorch_model.bin")
-    words = ["sample", f"model={folder}", f"out={folder.parent / 'run'}"]
+    words = ["sample", f"model={folder}", f"out={folder.parent / 'run'}", "sampling.max_tokens=9"]
     monkeypatch.setattr(sys, "argv", ["retort", *words, "problems.kind=arithmetic"])
     message = refusal(folder)
     with pytest.raises(SystemExit) as end:
