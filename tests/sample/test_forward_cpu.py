@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from weakref import ReferenceType, ref
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from retort.model import weights
 from retort.model.config import Mamba1Config
 from retort.model.decoder import Decoder
-from retort.sample import prefill
+from retort.sample import cpu_prompts, prefill
 from retort.sample.forward import Forward, Plain
 from retort.sample.forward_cpu import Cpu
 from retort.sample.prefill import Prompt
@@ -21,7 +22,8 @@ from retort.sample.prefill import Prompt
 Make = Callable[..., Decoder]
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}
 PROMPTS = [[1, 2, 3], [5], list(range(7, 20))]
-LONGEST = 13
+LONG = [[i % 61 for i in range(40)], [1, 2], [i * i % 61 for i in range(50)]]
+AT_ONCE = 200  # tokens of so many rows of a prompt: 5 of the first, 4 of the last
 MIXERS = ["a", "m", "d", "s"]
 HYBRIDS = ["am", "mam", "da", "ssa"]
 
@@ -33,11 +35,18 @@ def bfloat16(decoder: Decoder, slots: int, room: int) -> Cpu:
 class Pair:
     """Two forwards that are told the same, and must answer the same."""
 
-    def __init__(self, decoder: Decoder, slots: int, room: int, threads: int = 1) -> None:
-        self.prompts = prefill.read(decoder, PROMPTS)
+    def __init__(
+        self,
+        decoder: Decoder,
+        slots: int,
+        room: int,
+        threads: int = 1,
+        prompts: Sequence[Sequence[int]] = PROMPTS,
+    ) -> None:
+        self.prompts = prefill.read(decoder, prompts)
         plain = Plain(deepcopy(decoder), slots, room)
         self.forwards: list[Forward] = [plain, Cpu(decoder, slots, room, threads=threads)]
-        self.reach = LONGEST
+        self.reach = max(len(prompt) for prompt in prompts)
 
     def admit(self, slots: Sequence[int], prompt: int) -> None:
         for forward in self.forwards:
@@ -122,6 +131,83 @@ def test_long_rows_do_not_drift(make_decoder: Make, layers: str) -> None:
     pair.admit([0], 0)
     pair.admit([1], 2)
     pair.step(2, 230)
+
+
+# ---------------------------------------------------------------- prompts that rows share
+
+
+@pytest.fixture
+def soon_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts that are too short to be shared otherwise."""
+    monkeypatch.setattr(cpu_prompts, "WORTHWHILE", AT_ONCE)
+
+
+@pytest.mark.usefixtures("soon_shared")
+@pytest.mark.parametrize("layers", ["a", "am", "sa"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rows_share_prompts(make_decoder: Make, layers: str, threads: int) -> None:
+    """Beside others that do not, while rows of all kinds come, move and go."""
+    decoder = make_decoder(layers, qkv_bias=True)
+    pair = Pair(decoder, 16, 90, threads, LONG)
+    cpu = pair.forwards[1]
+    assert isinstance(cpu, Cpu)
+    pair.admit(range(5), 0)
+    pair.step(5, 2)
+    pair.admit([5, 6], 1)
+    pair.admit(range(7, 14), 2)
+    pair.admit([14], 0)  # joins the others
+    pair.admit([15], 1)
+    assert cpu.shared.prompts.start_S.tolist() == [40] * 5 + [0] * 2 + [50] * 7 + [40, 0]
+    pair.step(16, 3)
+    pair.move([0, 5], [15, 13])
+    pair.step(13, 3)
+    pair.admit([2, 3], 2)
+    pair.move([1], [4])
+    pair.step(4, 3)
+    pair.admit(range(4), 1)
+    pair.step(4, 3)
+
+
+@pytest.mark.usefixtures("soon_shared")
+def test_who_shares_a_prompt(make_decoder: Make) -> None:
+    """Rows from the fifth on, however they come; a copy that has gone does not count."""
+    decoder = make_decoder("am")
+    long, short, _ = prefill.read(decoder, LONG)
+    forward = Cpu(decoder, 12, 60)
+    start_S = forward.shared.prompts.start_S
+    forward.admit(torch.arange(6, 12), short.state)
+    forward.admit(torch.arange(3), long.state)
+    forward.admit(torch.tensor([3]), long.state)
+    forward.admit(torch.tensor([3]), long.state)
+    assert not start_S.any()
+    forward.move(torch.tensor([4]), torch.tensor([0]))
+    forward.admit(torch.tensor([0]), long.state)
+    assert start_S.tolist() == [40] + [0] * 11
+
+
+@pytest.mark.usefixtures("soon_shared")
+def test_nothing_is_shared_without_attention(make_decoder: Make) -> None:
+    decoder = make_decoder("m")
+    forward = Cpu(decoder, 8, 60)
+    forward.admit(torch.arange(8), prefill.read(decoder, LONG[:1])[0].state)
+    assert not forward.shared.prompts.start_S.any()
+
+
+@pytest.mark.usefixtures("soon_shared")
+def test_prompts_without_rows_are_forgotten(make_decoder: Make) -> None:
+    """Whether other prompts, with or without copies, took their places, or other rows."""
+    decoder = make_decoder("a")
+    forward = Cpu(decoder, 6, 60)
+    left: list[ReferenceType[object]] = []
+    for turn in range(30):
+        for prompt in prefill.read(decoder, LONG):
+            left.append(ref(prompt.state))
+            forward.admit(torch.arange(5), prompt.state)
+            forward.admit(torch.arange(turn % 5, 6), prompt.state)
+            forward.step(torch.zeros(6, dtype=torch.long), 60)
+            forward.move(torch.tensor([0]), torch.tensor([5]))
+        del prompt
+    assert sum(each() is not None for each in left) <= 1
 
 
 def test_keys_and_values_in_bfloat16(make_decoder: Make) -> None:

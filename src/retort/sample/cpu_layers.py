@@ -58,7 +58,7 @@ class Layer(Protocol):
         """The states."""
 
     def admit(self, slot_S: Tensor, prompt: LayerState, length: int) -> None:
-        """Starts rows from a prompt of one row, of which `length` tokens are to be copied."""
+        """Starts rows from a prompt of one row and `length` tokens."""
 
     def move(self, slot_S: Tensor, source_S: Tensor, length: int) -> None:
         """Copies rows over others, of which at most `length` tokens are their own."""
@@ -106,8 +106,10 @@ class AttentionLayer:
         return [self.k_SKLD, self.v_SKLD]
 
     def admit(self, slot_S: Tensor, prompt: LayerState, length: int) -> None:
-        """Copies the prompt's keys and values to each slot."""
+        """Copies the prompt's keys and values to each slot, unless it reads them where they are."""
         assert isinstance(prompt, AttentionState)
+        if self.shared.prompts.start_S[int(slot_S[0])] > 0:
+            return
         for mine, theirs in zip(self.tensors(), prompt.tensors(), strict=True):
             mine[slot_S, :, :length] = theirs[:, :, :length].to(mine.dtype)
 
@@ -170,8 +172,7 @@ class Recurrent:
         """Copies the prompt's state to each slot."""
         assert isinstance(prompt, MambaState)
         # The oldest input is that of position length - W, whose place is the same as length's.
-        position = int(self.shared.length_S[int(slot_S[0])])
-        self.past_SWF[slot_S] = prompt.conv_BWE.roll(position, dims=1)
+        self.past_SWF[slot_S] = prompt.conv_BWE.roll(length, dims=1)
         self.state_SHNP[slot_S] = prompt.ssm_BHPN.transpose(-1, -2)
 
     def move(self, slot_S: Tensor, source_S: Tensor, length: int) -> None:

@@ -1,18 +1,21 @@
 """Prompts whose keys and values are read by many rows at once, and where they are.
 
 Two products for all rows of a prompt take a fraction of the time of going over it for each row.
-Rows that are started one by one, or from a few tokens, have a copy of their prompt instead.
+Where that does not pay, a row has a copy of its prompt in its own cache.
 
-Shapes: S slots, A rows of one prompt, R = A G queries, K key/value heads, G queries for each, D head
+Shapes: S slots, A rows of one prompt, K key/value heads, G queries for each, R = A G, D head
 channels, L tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import ReferenceType, ref
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from retort.model.config import DecoderConfig
@@ -20,92 +23,127 @@ from retort.model.state import AttentionState, DecoderState
 from retort.ops.cpu import attention
 from retort.ops.cpu.team import Team
 
-ROWS = 4
-TOKENS = 32
-"""With fewer it is not worth while."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """The running rows of one prompt, and room for what is computed of them in a layer."""
-
-    prompt: DecoderState
-    length: int
-    slot_A: Tensor
-    q_KAGD: Tensor
-    y_KAGD: Tensor
-    score_KRL: Tensor
-    sums_2KAG: Tensor
+WORTHWHILE = 4096
+"""Tokens, of all rows of a prompt, from which on new rows share it."""
 
 
 class Prompts:
-    """Which prompt each slot reads with others, if any; and what a layer makes of them.
+    """Which slots read which prompts together, and room for what comes of it in a layer.
 
-    A prompt is held as long as a slot refers to it.
+    The cache of a slot starts with token `start_S`, behind the prompt that it shares, `shared_S`; a
+    prompt is held for as long as a slot shares it. `copied_S` are those of the other slots.
     """
 
     def __init__(self, config: DecoderConfig, slots: int, team: Team) -> None:
-        self.team = team
+        self.team, self.attention = team, bool(config.attention_layers)
         self.start_S = np.zeros(slots, np.int64)
-        self.of_S: list[DecoderState | None] = [None] * slots
-        self.found: tuple[int, list[Group]] | None = None
+        self.shared_S: list[DecoderState | None] = [None] * slots
+        self.copied_S: list[ReferenceType[DecoderState] | None] = [None] * slots
+        self.groups: list[Group] | None = None
+        self.rows = 0
         shape = config.kv_heads, slots, config.heads // config.kv_heads
         self.q_KSGD, self.y_KSGD = torch.zeros(2, *shape, config.head_dim)
         self.sums_2KSG = torch.zeros(2, *shape)
         self.arrays = self.q_KSGD.numpy(), self.y_KSGD.numpy(), self.sums_2KSG.numpy()
 
-    def admit(self, slots: list[int], prompt: DecoderState, length: int) -> bool:
-        """Whether these slots are to share it: they are many, or others share it already."""
-        worthwhile = len(slots) >= ROWS and length >= TOKENS
-        shared = worthwhile or any(each is prompt for each in self.of_S)
-        for slot in slots:
-            self.of_S[slot] = prompt if shared else None
-            self.start_S[slot] = length if shared else 0
-        self.found = None
-        return shared
+    def admit(self, slots: Sequence[int], prompt: DecoderState, length: int) -> None:
+        """Decides whether slots share a prompt; rows that have a copy of it are of its number."""
+        self._put(slots, [None] * len(slots), [None] * len(slots), [0] * len(slots))
+        sharing = sum(each is prompt for each in self.shared_S)
+        copies = sum(each is not None and each() is prompt for each in self.copied_S)
+        worthwhile = sharing or (copies + len(slots)) * length >= WORTHWHILE
+        times = len(slots)
+        if self.attention and worthwhile:
+            self._put(slots, [prompt] * times, [None] * times, [length] * times)
+        else:
+            self._put(slots, [None] * times, [ref(prompt)] * times, [0] * times)
 
-    def move(self, slots: list[int], sources: list[int]) -> None:
+    def move(self, slots: Sequence[int], sources: Sequence[int]) -> None:
         """Has slots read what others do."""
-        for slot, source in zip(slots, sources, strict=True):
-            self.of_S[slot] = self.of_S[source]
-            self.start_S[slot] = self.start_S[source]
-        self.found = None
+        self._put(
+            slots,
+            [self.shared_S[source] for source in sources],
+            [self.copied_S[source] for source in sources],
+            [int(self.start_S[source]) for source in sources],
+        )
 
     def read(self, layer: int, rows: int) -> None:
         """Goes over the prompts that the first rows share, in one layer: scores, weights, sums."""
         for group in self._groups(rows):
-            cache = group.prompt.layers[layer]
-            assert isinstance(cache, AttentionState)
-            k_KLD, v_KLD = (x[0, :, : group.length] for x in (cache.k_BKLD, cache.v_BKLD))
+            k_KDL, v_KLD = group.caches[layer]
             torch.index_select(self.q_KSGD, 1, group.slot_A, out=group.q_KAGD)
-            torch.bmm(group.q_KAGD.flatten(1, 2), k_KLD.mT, out=group.score_KRL)
-            sums_2KR = group.sums_2KAG.flatten(2)
-            attention.weigh(group.score_KRL.numpy(), sums_2KR.numpy(), self.team)
-            torch.bmm(group.score_KRL, v_KLD, out=group.y_KAGD.flatten(1, 2))
+            torch.bmm(group.q_KRD, k_KDL, out=group.score_KRL)
+            attention.weigh(*group.arrays, self.team)
+            torch.bmm(group.score_KRL, v_KLD, out=group.y_KRD)
             self.y_KSGD.index_copy_(1, group.slot_A, group.y_KAGD)
             self.sums_2KSG.index_copy_(2, group.slot_A, group.sums_2KAG)
 
+    def _put(
+        self,
+        slots: Sequence[int],
+        shared: Sequence[DecoderState | None],
+        copied: Sequence[ReferenceType[DecoderState] | None],
+        starts: Sequence[int],
+    ) -> None:
+        for slot, *what in zip(slots, shared, copied, starts, strict=True):
+            self.shared_S[slot], self.copied_S[slot], self.start_S[slot] = what
+        self.groups = None
+
     def _groups(self, rows: int) -> list[Group]:
         """The groups of the first rows, found again when rows have come or gone."""
-        if self.found is None or self.found[0] != rows:
+        if self.groups is None or self.rows != rows:
             slots_of: dict[int, list[int]] = {}
-            for slot, prompt in enumerate(self.of_S[:rows]):
+            for slot, prompt in enumerate(self.shared_S[:rows]):
                 if prompt is not None:
                     slots_of.setdefault(id(prompt), []).append(slot)
-            self.found = rows, [self._group(slots) for slots in slots_of.values()]
-        return self.found[1]
+            self.rows, self.groups = rows, [self._group(slots) for slots in slots_of.values()]
+        return self.groups
 
     def _group(self, slots: list[int]) -> Group:
-        prompt, length = self.of_S[slots[0]], int(self.start_S[slots[0]])
+        prompt, length = self.shared_S[slots[0]], int(self.start_S[slots[0]])
         assert prompt is not None
         heads, _, queries, width = self.q_KSGD.shape
         shape = heads, len(slots), queries
-        return Group(
-            prompt,
-            length,
-            torch.tensor(slots),
-            torch.empty(*shape, width),
-            torch.empty(*shape, width),
-            torch.empty(heads, len(slots) * queries, length),
-            torch.empty(2, *shape),
-        )
+        return Group.of(_caches(prompt, length), torch.tensor(slots), (*shape, width), length)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The running rows of one prompt, its keys and values by layer, and room for what is computed
+    of them: the same memory in several shapes.
+    """
+
+    caches: dict[int, tuple[Tensor, Tensor]]
+    slot_A: Tensor
+    q_KAGD: Tensor
+    q_KRD: Tensor
+    y_KAGD: Tensor
+    y_KRD: Tensor
+    score_KRL: Tensor
+    sums_2KAG: Tensor
+    arrays: tuple[NDArray[np.float32], NDArray[np.float32]]
+
+    @classmethod
+    def of(
+        cls,
+        caches: dict[int, tuple[Tensor, Tensor]],
+        slot_A: Tensor,
+        shape: tuple[int, int, int, int],
+        length: int,
+    ) -> Group:
+        """A group with room for its rows; `shape` is that of its queries."""
+        q_KAGD, y_KAGD = torch.empty(shape), torch.empty(shape)
+        q_KRD, y_KRD = q_KAGD.flatten(1, 2), y_KAGD.flatten(1, 2)
+        score_KRL = torch.empty(*q_KRD.shape[:2], length)
+        sums_2KAG = torch.empty(2, *shape[:3])
+        arrays = score_KRL.numpy(), sums_2KAG.flatten(2).numpy()
+        return cls(caches, slot_A, q_KAGD, q_KRD, y_KAGD, y_KRD, score_KRL, sums_2KAG, arrays)
+
+
+def _caches(prompt: DecoderState, length: int) -> dict[int, tuple[Tensor, Tensor]]:
+    """Keys, turned for a product, and values of each layer that has some."""
+    return {
+        i: (layer.k_BKLD[0, :, :length].mT, layer.v_BKLD[0, :, :length])
+        for i, layer in enumerate(prompt.layers)
+        if isinstance(layer, AttentionState)
+    }

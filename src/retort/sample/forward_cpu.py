@@ -70,9 +70,9 @@ class Cpu:
         """
         length = int(prompt.length_B[0])
         self.shared.length_S[slot_S.numpy()] = length
-        shared = self.shared.prompts.admit(slot_S.tolist(), prompt, length)
+        self.shared.prompts.admit(slot_S.tolist(), prompt, length)
         for layer, state in zip(self.layers, prompt.layers, strict=True):
-            layer.admit(slot_S, state, 0 if shared else length)
+            layer.admit(slot_S, state, length)
 
     def move(self, slot_S: Tensor, source_S: Tensor) -> None:
         """Copies rows from `source_S` over those of `slot_S`; the two do not meet."""

@@ -20,7 +20,7 @@ def rotated(x_SHD: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
 
 
 class Case:
-    """Random inputs of some shape, what the kernel makes of them, and what torch does."""
+    """Random inputs of some shape, what the kernels make of them, and what torch does."""
 
     def __init__(
         self, slots: int, rows: int, heads: int, kv_heads: int, width: int, room: int, extras: bool
@@ -50,21 +50,22 @@ class Case:
         caches, y = self.caches.to(dtype).float(), torch.full_like(q, 7.0)
         for row in range(self.rows):
             length = int(self.length_S[row])
-            caches[0, row, :, length], caches[1, row, :, length] = (
-                x[row].to(dtype).float() for x in (k, v)
-            )
+            for cache, x in zip(caches, (k, v), strict=True):
+                cache[row, :, length] = x[row].to(dtype).float()
             read = caches[:, row, :, : length + 1]
-            y[row] = scaled_dot_product_attention(q[row, :, None], *read, enable_gqa=True).squeeze(
-                1
-            )
+            attended = scaled_dot_product_attention(q[row, :, None], *read, enable_gqa=True)
+            y[row] = attended.squeeze(1)
         return y, caches
 
-    def found(self, dtype: torch.dtype, threads: int) -> tuple[Tensor, Tensor]:
-        """The same by the kernel."""
-        caches = self.caches.to(dtype)
-        y_SHD = torch.full((len(self.qkv_SC), self.heads, self.width), 7.0)
-        group = self.heads // self.kv_heads
-        attention.attend(
+    def found(self, dtype: torch.dtype, threads: int, start: int = 0) -> tuple[Tensor, Tensor]:
+        """The same by the kernels; the first `start` tokens are one prompt of all rows."""
+        caches = self.caches[:, :, :, start:].to(dtype).contiguous()
+        stored = [cache.view(BITS[dtype]).numpy() for cache in caches]
+        group, team = self.heads // self.kv_heads, of_threads(threads)
+        slots = len(self.qkv_SC)
+        q, prompt, sums = self._room(slots, group)
+        starts_S = np.full(slots, start)
+        attention.rotate(
             self.qkv_SC.clone().numpy(),
             self.bias_C.numpy(),
             *self.norms_2D.numpy(),
@@ -72,21 +73,57 @@ class Case:
             self.cos_LD.numpy(),
             self.sin_LD.numpy(),
             self.length_S.numpy(),
-            *(cache.view(BITS[dtype]).numpy() for cache in caches),
+            starts_S,
+            *stored,
+            q.numpy(),
+            self.rows,
+            team,
+        )
+        if start:
+            self._read_prompt(q, prompt, sums, start)
+        y_SHD = torch.full((slots, self.heads, self.width), 7.0)
+        attention.attend(
+            q.numpy(),
+            self.length_S.numpy(),
+            starts_S,
+            *stored,
+            prompt.numpy(),
+            sums.numpy(),
             np.empty((threads, group, self.room), np.float32),
             y_SHD.numpy(),
             self.rows,
-            of_threads(threads),
+            team,
         )
         return y_SHD, caches.float()
 
+    def _room(self, slots: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, sums of prompts and their scales: nonsense, where nothing is written."""
+        shape = self.kv_heads, slots, group
+        nan = float("nan")
+        return (
+            torch.full((*shape, self.width), nan),
+            torch.full((*shape, self.width), nan),
+            torch.full((2, *shape), nan),
+        )
+
+    def _read_prompt(self, q: Tensor, prompt: Tensor, sums: Tensor, start: int) -> None:
+        """What the first tokens of row 0 add up to, for all rows."""
+        k, v = self.caches[:, 0, :, :start]
+        score = q.flatten(1, 2) @ k.mT
+        sums_2KR = torch.empty(2, *score.shape[:2])
+        attention.weigh(score.numpy(), sums_2KR.numpy(), of_threads(1))
+        sums.copy_(sums_2KR.view_as(sums))
+        prompt.copy_((score @ v).view_as(prompt))
+
+
+SHAPES = [(1, 1, 1, 1, 2, 1), (4, 3, 6, 2, 10, 9), (3, 3, 4, 4, 16, 40), (70, 66, 4, 2, 64, 50)]
+THREADS = pytest.mark.parametrize("threads", [1, 2])
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("threads", [1, 2])
+@THREADS
 @pytest.mark.parametrize("extras", [False, True])
-@pytest.mark.parametrize(
-    "shape", [(1, 1, 1, 1, 2, 1), (4, 3, 6, 2, 10, 9), (3, 3, 4, 4, 16, 40), (70, 66, 4, 2, 64, 50)]
-)
+@pytest.mark.parametrize("shape", SHAPES)
 def test_attention(shape: tuple[int, ...], extras: bool, threads: int, dtype: torch.dtype) -> None:
     case = Case(*shape, extras=extras)  # type: ignore[arg-type]  # six numbers
     y_SHD, caches = case.found(dtype, threads)
@@ -95,3 +132,16 @@ def test_attention(shape: tuple[int, ...], extras: bool, threads: int, dtype: to
     close = {} if dtype == torch.float32 else {"atol": 1e-2, "rtol": 1e-2}
     torch.testing.assert_close(caches, wanted, **close)
     torch.testing.assert_close(y_SHD, wanted_SHD, **close)
+
+
+@THREADS
+@pytest.mark.parametrize("start", [1, 5, 8])
+@pytest.mark.parametrize("shape", SHAPES[1:])
+def test_rows_of_one_prompt(shape: tuple[int, ...], start: int, threads: int) -> None:
+    case = Case(*shape, extras=True)  # type: ignore[arg-type]  # six numbers
+    case.caches[:, :, :, :start] = case.caches[:, :1, :, :start]
+    case.length_S.clamp_(min=start)
+    y_SHD, caches = case.found(torch.float32, threads, start)
+    wanted_SHD, wanted = case.wanted(torch.float32)
+    torch.testing.assert_close(caches, wanted[:, :, :, start:])
+    torch.testing.assert_close(y_SHD, wanted_SHD)
