@@ -23,7 +23,7 @@ from retort.model.state import AttentionState, DecoderState
 from retort.ops.cpu import attention
 from retort.ops.cpu.team import Team
 
-WORTHWHILE = 4096
+WORTHWHILE = 2048
 """Tokens, of all rows of a prompt, from which on new rows share it."""
 
 
@@ -47,13 +47,12 @@ class Prompts:
         self.arrays = self.q_KSGD.numpy(), self.y_KSGD.numpy(), self.sums_2KSG.numpy()
 
     def admit(self, slots: Sequence[int], prompt: DecoderState, length: int) -> None:
-        """Decides whether slots share a prompt; rows that have a copy of it are of its number."""
-        self._put(slots, [None] * len(slots), [None] * len(slots), [0] * len(slots))
-        sharing = sum(each is prompt for each in self.shared_S)
-        copies = sum(each is not None and each() is prompt for each in self.copied_S)
-        worthwhile = sharing or (copies + len(slots)) * length >= WORTHWHILE
+        """Has slots share a prompt if others do, or if they and those with a copy are enough."""
         times = len(slots)
-        if self.attention and worthwhile:
+        self._put(slots, [None] * times, [None] * times, [0] * times)
+        some = any(each is prompt for each in self.shared_S)
+        copies = sum(each is not None and each() is prompt for each in self.copied_S)
+        if self.attention and (some or (copies + times) * length >= WORTHWHILE):
             self._put(slots, [prompt] * times, [None] * times, [length] * times)
         else:
             self._put(slots, [None] * times, [ref(prompt)] * times, [0] * times)
@@ -85,8 +84,8 @@ class Prompts:
         copied: Sequence[ReferenceType[DecoderState] | None],
         starts: Sequence[int],
     ) -> None:
-        for slot, *what in zip(slots, shared, copied, starts, strict=True):
-            self.shared_S[slot], self.copied_S[slot], self.start_S[slot] = what
+        for slot, one, other, start in zip(slots, shared, copied, starts, strict=True):
+            self.shared_S[slot], self.copied_S[slot], self.start_S[slot] = one, other, start
         self.groups = None
 
     def _groups(self, rows: int) -> list[Group]:
