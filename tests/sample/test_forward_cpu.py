@@ -234,6 +234,18 @@ def test_state_takes_as_much_as_the_plain_one(make_decoder: Make, layers: str) -
     assert Cpu(decoder, 5, 30).nbytes == Plain(decoder, 5, 30).nbytes
 
 
+def test_inference_mode_may_begin_and_end_anywhere(make_decoder: Make) -> None:
+    decoder = make_decoder("am")
+    (prompt,) = prefill.read(decoder, PROMPTS[:1])
+    with torch.inference_mode():
+        forward = Cpu(decoder, 2, 30)
+    forward.admit(torch.arange(2), prompt.state)
+    forward.step(torch.tensor([3, 4]), 4)
+    forward.move(torch.tensor([0]), torch.tensor([1]))
+    with torch.inference_mode():
+        forward.step(torch.tensor([3, 4]), 5)
+
+
 def test_prompt_stays_as_it_is(make_decoder: Make) -> None:
     decoder = make_decoder("am")
     (prompt,) = prefill.read(decoder, PROMPTS[:1])

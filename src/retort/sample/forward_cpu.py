@@ -1,6 +1,6 @@
-"""A decoder's step on a CPU: torch's matrix products, and one kernel between any two of them.
+"""A decoder's step on a CPU: torch's matrix products, and a kernel or two between any of them.
 
-Nothing is allocated in a step, and weights are read as they are fastest (see `fused_weights`).
+A step has its memory from the start, and weights are read as they are fastest (`fused_weights`).
 
 Shapes: S slots or the rows that run, D model width, V vocabulary.
 """
@@ -64,6 +64,7 @@ class Cpu:
 
     # ------------------------------------------------------------ rows
 
+    @torch.inference_mode()
     def admit(self, slot_S: Tensor, prompt: DecoderState) -> None:
         """Starts rows from a prompt that has been read; its keys and values may be read where they
         are for as long as rows of it run.
@@ -74,6 +75,7 @@ class Cpu:
         for layer, state in zip(self.layers, prompt.layers, strict=True):
             layer.admit(slot_S, state, length)
 
+    @torch.inference_mode()
     def move(self, slot_S: Tensor, source_S: Tensor) -> None:
         """Copies rows from `source_S` over those of `slot_S`; the two do not meet."""
         length_S, prompts = self.shared.length_S, self.shared.prompts
