@@ -1,10 +1,11 @@
 """What each stage of MOHAWK is worth: the demo's long recipe, with stages left out or changed.
 
-    python benchmarks/ablations.py runs/ablations benchmarks/results/ablations.json --share 0.17
+    python benchmarks/ablations.py runs/ablations benchmarks/results/ablations.json --share 0.13
 
 Every variant reads the same number of tokens: what a stage that is left out would have read, the
 last one reads instead. Then each answers the same problems, which neither training nor the demo
-knows. A stopped run goes on where it was, and the summary is written anew after each variant.
+knows. A further seed trains on other problems of the same kinds. A stopped run goes on where it
+was, and the summary is written anew after each variant.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import platform
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +48,7 @@ from retort.train.loop import distill
 PROBLEMS = ["problems.seed=777", "problems.count=200"]
 CURVE_POINTS = 50
 KS = (1, 8, 32)
+SEED_STRIDE = 1000  # further than the seeds of a recipe's stages lie apart
 
 
 @dataclass(frozen=True)
@@ -75,20 +78,37 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("summary", type=Path)
     parser.add_argument("--share", type=float, default=1.0, help="of the recipe's tokens")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a training run for each")
+    names = [variant.name for variant in VARIANTS]
+    parser.add_argument("--only", nargs="+", default=names, choices=names, help="these variants")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     base = load(DistillRecipe, [RECIPES / "demo" / "long.yaml"])
     found = [{"name": "teacher", **answers("teacher", "bundled", arguments.runs)}]
-    for variant in VARIANTS:
-        folder = arguments.runs / slug(variant.name)
-        recipe = changed(base, variant, folder, arguments.share)
-        distill(recipe)
-        found.append(
-            asdict(variant)
-            | {"training": training(recipe)}
-            | answers(variant.name, str(folder), arguments.runs)
-        )
-        write(arguments.summary, arguments.share, found)
+    for seed, variant in product(arguments.seeds, VARIANTS):
+        if variant.name in arguments.only:
+            found.append(row(reseeded(base, seed), variant, arguments.runs, arguments.share))
+            write(arguments.summary, arguments.share, arguments.seeds, found)
+
+
+def row(base: DistillRecipe, variant: Variant, runs: Path, share: float) -> dict[str, Any]:
+    """A variant trained and asked."""
+    name = variant.name if base.seed == 0 else f"{variant.name}, seed {base.seed}"
+    recipe = changed(base, variant, runs / slug(name), share)
+    distill(recipe)
+    found = asdict(variant) | {"seed": base.seed, "training": training(recipe)}
+    return found | answers(name, str(recipe.out), runs)
+
+
+def reseeded(base: DistillRecipe, seed: int) -> DistillRecipe:
+    """The recipe with other problems of the same kinds; seed 0 is the recipe itself."""
+    stages = []
+    for stage in base.stages:
+        problems = stage.data.problems
+        problems = problems.model_copy(update={"seed": problems.seed + SEED_STRIDE * seed})
+        data = stage.data.model_copy(update={"problems": problems})
+        stages.append(stage.model_copy(update={"data": data}))
+    return base.model_copy(update={"seed": seed, "stages": tuple(stages)})
 
 
 def changed(base: DistillRecipe, variant: Variant, folder: Path, share: float) -> DistillRecipe:
@@ -114,7 +134,7 @@ def _directed(stage: Stage, direction: str, tokens: int) -> Stage:
 
 def random_student(base: DistillRecipe, folder: Path) -> Path:
     """The same student, its mixers as a Mamba that is trained from nothing starts."""
-    start = folder.with_name("random-student")
+    start = folder.with_name(f"random-student-{base.seed}" if base.seed else "random-student")
     if start.is_dir():
         return start
     spec = base.student
@@ -163,10 +183,11 @@ def answers(name: str, model: str, runs: Path) -> dict[str, Any]:
     return {"problems": curve.problems, "samples": curve.samples, "points": points}
 
 
-def write(summary: Path, share: float, found: list[dict[str, Any]]) -> None:
+def write(summary: Path, share: float, seeds: list[int], found: list[dict[str, Any]]) -> None:
     """Everything so far, as JSON without a path in it, and a table for the eye."""
+    options = f"--share {share} --seeds {' '.join(map(str, seeds))}"
     facts = {
-        "command": f"python benchmarks/ablations.py RUNS SUMMARY --share {share}",
+        "command": f"python benchmarks/ablations.py RUNS SUMMARY {options}",
         "retort": retort.__version__,
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, 1 thread",
@@ -177,7 +198,8 @@ def write(summary: Path, share: float, found: list[dict[str, Any]]) -> None:
     summary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     for each in found:
         values = [f"{100 * point['coverage']['value']:5.1f}" for point in each["points"]]
-        print(f"{each['name']:28s}" + " ".join(values), flush=True)
+        name = f"{each['name']}, seed {each['seed']}" if "seed" in each else each["name"]
+        print(f"{name:38s}" + " ".join(values), flush=True)
 
 
 if __name__ == "__main__":
