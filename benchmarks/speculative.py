@@ -1,12 +1,16 @@
 """What a verification of several tokens costs beside a step of one, and when it pays.
 
-    python benchmarks/speculative.py benchmarks/results/speculative-cpu.json
+    python benchmarks/speculative.py benchmarks/results/speculative-cpu.json \\
+        --pair bundled runs/demo/models/pure
 
-Random weights, float32, one thread, every row behind 128 tokens; the draft is an attention model of
-two layers and half the width. Step, draft and verification alternate, so that a busy machine slows
-all of them. `breaks_even` is the mean number of accepted proposals from which a round (draft and
-verification) is cheaper than the steps that would give as many tokens; where it is above `tokens`,
-that is never.
+First costs: random weights, float32, one thread, every row behind 128 tokens; the draft is an
+attention model of two layers and half the width. Step, draft and verification alternate, so that a
+busy machine slows all of them. `breaks_even` is the mean number of accepted proposals from which a
+round (draft and verification) is cheaper than the steps that would give as many tokens; where it is
+above `tokens`, that is never.
+
+Then whole runs, of every `--pair` of a model and a draft that have learnt the same task: how many
+proposals are accepted, and the tokens a second of plain decoding and of rounds, in turns.
 """
 
 from __future__ import annotations
@@ -18,18 +22,25 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
 
 import retort
+from retort.data import problems as sets
+from retort.data.chat import ask, load_tokenizer, prompt_ids
+from retort.model import weights
 from retort.model.ahead import read_ahead
 from retort.model.config import ATTENTION
 from retort.model.decoder import Decoder
 from retort.model.geometries import geometry
 from retort.model.state import DecoderState
+from retort.recipe import BUNDLED_TEACHER, SampleRecipe, load
+from retort.sample.engine import Engine
 from retort.sample.forward import open_forward
 from retort.sample.proposals import Proposals, Streams, judge, propose, read
+from retort.sample.speculative import Speculative
 from retort.sample.tokens import SamplingParams, draw, uniforms
 
 MODELS = ("small", "small-pure", "small-hybrid")
@@ -37,6 +48,8 @@ BATCHES = (1, 8, 64)
 TOKENS = (2, 4, 8)
 CONTEXT = 128
 PARAMS = SamplingParams()
+QUESTIONS = ["problems.count=8", "problems.seed=777"]
+SAMPLED_REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,19 @@ class Cost:
     verification: float
     draft: float
     breaks_even: float
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Decoding by a model alone and with a draft, tokens a second of decoding, medians."""
+
+    model: str
+    draft: str
+    slots: int
+    tokens: int
+    accepted: float
+    plain: float
+    speculative: float
 
 
 class Rounds:
@@ -128,6 +154,26 @@ def measure(name: str, batch: int, tokens: int, repeats: int) -> Cost:
     return Cost(name, batch, tokens, step, verified, draft, (draft + verified) / step - 1)
 
 
+def sampled(model: str, draft: str, slots: int, tokens: int, repeats: int) -> Sampled:
+    """Both ways of answering some word problems, in turn."""
+    folders = [BUNDLED_TEACHER if name == "bundled" else Path(name) for name in (model, draft)]
+    decoder, proposer = (weights.load(folder, torch.float32, "cpu") for folder in folders)
+    tokenizer = load_tokenizer(folders[0])
+    recipe = load(SampleRecipe, ["demo/sample.yaml", f"model={model}", "out=none", *QUESTIONS])
+    problems = (ask(recipe.prompt, problem.question) for problem in sets.load(recipe.problems))
+    prompts = [prompt_ids(tokenizer, problem) for problem in problems]
+    params = SamplingParams(n=8, max_tokens=300, temperature=0.8)
+    rates: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats + 1):
+        engines = Engine(decoder, slots), Speculative(decoder, proposer, tokens, slots)
+        for engine, found in zip(engines, rates, strict=True):
+            engine.generate(prompts, params)
+            found.append(engine.timing.decode_tokens / engine.timing.decode_seconds)
+    plain, speculative = (statistics.median(found[1:]) for found in rates)  # the first warms up
+    names = (Path(name).name for name in (model, draft))
+    return Sampled(*names, slots, tokens, engines[1].timing.acceptance, plain, speculative)
+
+
 def milliseconds(work: Callable[[], None]) -> float:
     """How long it takes."""
     began = time.perf_counter()
@@ -140,6 +186,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument(
+        "--pair", nargs=2, metavar=("MODEL", "DRAFT"), action="append", default=[], help="folders"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     costs = []
@@ -148,6 +197,10 @@ def main() -> None:
             for tokens in TOKENS:
                 costs.append(measure(name, batch, tokens, options.repeats))
                 print(json.dumps(asdict(costs[-1])), flush=True)
+    runs = []
+    for (model, draft), slots, tokens in product(options.pair, BATCHES, TOKENS):
+        runs.append(sampled(model, draft, slots, tokens, SAMPLED_REPEATS))
+        print(json.dumps(asdict(runs[-1])), flush=True)
     about = {
         "machine": platform.machine(),
         "torch": torch.__version__,
@@ -155,9 +208,10 @@ def main() -> None:
         "threads": 1,
         "context": CONTEXT,
         "repeats": options.repeats,
-        "unit": "milliseconds, medians",
+        "unit": "milliseconds, and tokens a second; medians",
     }
-    text = json.dumps({**about, "costs": [asdict(cost) for cost in costs]}, indent=2)
+    found = {"costs": [asdict(cost) for cost in costs], "sampled": [asdict(run) for run in runs]}
+    text = json.dumps(about | found, indent=2)
     options.out.write_text(text + "\n", encoding="utf-8")
 
 

@@ -43,6 +43,8 @@ TIMING = _schema(
         "decode_tokens": pa.int64(),
         "decode_steps": pa.int64(),
         "decode_seconds": pa.float64(),
+        "verifications": pa.int64(),
+        "accepted": pa.int64(),
         "started": pa.float64(),
     }
 )

@@ -78,6 +78,8 @@ def timing(tokens_per_second: float) -> dict[str, Any]:
         "prefill_seconds": 100.0,  # must not count
         "decode_tokens": round(10 * tokens_per_second),
         "decode_steps": 100,
+        "verifications": 0,
+        "accepted": 0,
         "decode_seconds": 10.0,
         "started": 0.0,
     }

@@ -343,7 +343,10 @@ def test_another_model_is_refused(settings: list[str], make_model: Callable[...,
 
 
 def test_a_draft_samples_and_is_part_of_what_a_run_is(
-    settings: list[str], make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    settings: list[str],
+    make_model: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     asked: list[tuple[int, int]] = []
     stream = Speculative.stream
@@ -356,6 +359,10 @@ def test_a_draft_samples_and_is_part_of_what_a_run_is(
     drafted = [*settings, f"draft.model={make_model('small', seed=1)}", "draft.tokens=2"]
     folder = sample(recipe(drafted, "sampling.temperature=0"))
     assert asked == [(2, 5)]
+    verified, accepted = Run.open(folder).timing.read(["verifications", "accepted"]).columns
+    mean = sum(accepted.to_pylist()) / sum(verified.to_pylist())
+    assert 0 <= mean <= 2
+    assert "accepted" in capfd.readouterr().err
     plain = sample(recipe(settings, "sampling.temperature=0", f"out={folder}-plain"))
     assert said(folder) == said(plain)
     refused(

@@ -19,7 +19,8 @@ from retort.model.decoder import Decoder
 from retort.recipe import RecipeError, SampleRecipe, load
 from retort.sample import speculative
 from retort.sample.engine import Completion, Engine, Request
-from retort.sample.proposals import Acceptance, Proposals, Streams, judge
+from retort.sample.proposals import Proposals, Streams, judge
+from retort.sample.queue import Timing
 from retort.sample.speculative import Speculative, load_draft
 from retort.sample.tokens import SamplingParams, choose, probabilities, uniforms
 
@@ -107,7 +108,7 @@ def test_greedy_equals_plain_decoding(
         engine = Speculative(decoder, draft, 3, slots=4)
         found = sampled(engine, singles, GREEDY)
         assert tokens(found) == tokens(expected)
-        assert least <= engine.acceptance.mean <= most, "else little is tested"
+        assert least <= engine.timing.acceptance <= most, "else little is tested"
         for ours, theirs in zip(flat(found), flat(expected), strict=True):
             assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-4)
 
@@ -130,7 +131,7 @@ def test_the_model_as_its_own_draft_is_always_right(decoder: Decoder) -> None:
     assert tokens([group]) == tokens(Engine(decoder).generate([[5, 6, 8]], params))
     # One token comes from the prompt, and five of each round.
     assert engine.timing.decode_steps == 3
-    assert engine.acceptance == Acceptance(verifications=3, accepted=12)
+    assert (engine.timing.verifications, engine.timing.accepted) == (3, 12)
 
 
 # Sampled: the model's own distribution
@@ -182,7 +183,7 @@ def test_completions_have_the_models_distribution(
     (group,) = sampled(engine, [Request([1, 2], range(10_000))], params)
     counts = Counter(tuple(each.token_ids) for each in group)
     chi_square_is_likely(counts, exactly(decoder, [1, 2], params))
-    assert 0.3 < engine.acceptance.mean < 1.7
+    assert 0.3 < engine.timing.acceptance < 1.7
 
 
 def test_what_judges_has_the_models_distribution() -> None:
@@ -259,7 +260,7 @@ def test_neither_order_nor_company_matters(decoder: Decoder, requests: list[Requ
     params, draft = SamplingParams(max_tokens=12, temperature=1.1, top_p=0.95), noisy(decoder)
     engine = Speculative(decoder, draft, 3, slots=4)
     together = tokens(sampled(engine, requests, params))
-    assert 0.3 < engine.acceptance.mean < 2.8
+    assert 0.3 < engine.timing.acceptance < 2.8
     some = [replace(request, seeds=request.seeds[:0:-1]) for request in requests]
     for slots in (2, 64):
         engine = Speculative(decoder, draft, 3, slots)
@@ -355,11 +356,11 @@ def test_timing_and_acceptance_add_up(hybrid: Decoder, requests: list[Request]) 
     engine = Speculative(hybrid, noisy(hybrid), 3, slots=4)
     found = flat(sampled(engine, requests, SamplingParams(max_tokens=12, stop_token_ids=())))
     # Each round of a row gives what was accepted and one token, some of it past the end.
-    made = engine.acceptance.accepted + engine.acceptance.verifications + len(found)
+    made = engine.timing.accepted + engine.timing.verifications + len(found)
     assert 0 <= made - engine.timing.decode_tokens <= 3 * len(found)
-    assert engine.acceptance.verifications <= 4 * engine.timing.decode_steps
+    assert engine.timing.verifications <= 4 * engine.timing.decode_steps
     assert min(engine.timing.prefill_seconds, engine.timing.decode_seconds) > 0
-    assert Acceptance().mean == 0
+    assert Timing().acceptance == 0
 
 
 def test_out_of_memory_goes_on_with_fewer_slots(

@@ -43,22 +43,6 @@ class Proposals:
     q_SKV: Tensor
 
 
-@dataclass(frozen=True)
-class Acceptance:
-    """How often proposals of a row were verified, and how many of them were accepted in all."""
-
-    verifications: int = 0
-    accepted: int = 0
-
-    @property
-    def mean(self) -> float:
-        """Accepted proposals in a verification, which gives one token more; 0 before the first."""
-        return self.accepted / max(1, self.verifications)
-
-    def __add__(self, more: Acceptance) -> Acceptance:
-        return Acceptance(self.verifications + more.verifications, self.accepted + more.accepted)
-
-
 def read(draft: Decoder, state: DecoderState, unread: Sequence[Sequence[int]]) -> Tensor:
     """Logits_SV behind some tokens, of which each row has its own number; the state goes on."""
     device = draft.device

@@ -26,13 +26,24 @@ class Request:
 
 @dataclass(frozen=True)
 class Timing:
-    """What an engine has done so far; prefill and decoding are timed apart."""
+    """What an engine has done so far; prefill and decoding are timed apart.
+
+    verifications and accepted: how often a draft's proposals for a row were verified, and how many
+    of them were accepted in all; 0 without a draft.
+    """
 
     prefill_tokens: int = 0
     prefill_seconds: float = 0.0
     decode_tokens: int = 0
     decode_steps: int = 0
     decode_seconds: float = 0.0
+    verifications: int = 0
+    accepted: int = 0
+
+    @property
+    def acceptance(self) -> float:
+        """Accepted proposals in a verification, which gives one token more; 0 before the first."""
+        return self.accepted / max(1, self.verifications)
 
     def __sub__(self, earlier: Timing) -> Timing:
         return Timing(*(a - b for a, b in zip(astuple(self), astuple(earlier), strict=True)))

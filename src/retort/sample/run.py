@@ -26,6 +26,7 @@ from retort.recipe import BUNDLED_TEACHER, SampleRecipe, Sampling
 from retort.sample import workers
 from retort.sample.cluster import Cluster
 from retort.sample.crew import Alone, Crew, dtype_of, open_engine
+from retort.sample.queue import Timing
 from retort.sample.stopping import until
 from retort.sample.work import Done, Portion, Work
 from retort.store import Run, fingerprint
@@ -201,12 +202,14 @@ def _by_worker(portions: list[Portion]) -> list[Portion]:
 
 
 def _pace(portions: list[Portion]) -> str:
-    """What the workers do together. Empty for completions whose last tokens came with those of the
-    portion before.
+    """What the workers do together, and what a verification accepts of a draft's proposals. Empty
+    for completions whose last tokens came with those of the portion before.
     """
     timings = [portion.timing for portion in _by_worker(portions)]
     rate = sum(each.decode_tokens / each.decode_seconds for each in timings if each.decode_seconds)
-    return f"{rate:.0f} tok/s" if rate else ""
+    pace = f"{rate:.0f} tok/s" if rate else ""
+    together = sum(timings, Timing())
+    return f"{pace}, {together.acceptance:.1f} accepted" if together.verifications else pace
 
 
 def _write(

@@ -24,7 +24,7 @@ from retort.model import weights
 from retort.model.ahead import read_ahead
 from retort.model.decoder import Decoder
 from retort.sample.engine import Completion, Decode, Engine, Finished, Reason
-from retort.sample.proposals import Acceptance, Proposals, Streams, judge, propose, read
+from retort.sample.proposals import Proposals, Streams, judge, propose, read
 from retort.sample.queue import Prompts, Queue, Timing, fill
 from retort.sample.stopping import StopStrings
 from retort.sample.tokens import SamplingParams, draw, log_probability, uniforms
@@ -55,7 +55,6 @@ class Speculative(Engine):
                 "a draft must share its model's tokenizer"
             )
         self.draft, self.tokens = draft, tokens
-        self.acceptance = Acceptance()
 
     def _run(self, left: Queue, params: SamplingParams) -> Iterator[Finished]:
         return _Rounds(self, left, params).run()
@@ -167,7 +166,7 @@ class _Rounds:
         ahead.keep(accepted_S + 1)
         counts = [accepted + 1 for accepted in accepted_S.tolist()]
         tokens = self._write(rows, token_ST, counts, logits_STV)
-        self.engine.acceptance += Acceptance(len(rows), sum(counts) - len(rows))
+        self.engine.timing += Timing(verifications=len(rows), accepted=sum(counts) - len(rows))
         self._clock(began, tokens, steps=1)
         return self._retire()
 
