@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from retort.store import COMPLETIONS, PROBLEMS, Run, Table, fingerprint, sample_seed
+from retort.tables import DamagedPart
 
 IDENTITY = {"model": "tiny", "sampling": {"temperature": 0.8, "top_p": 1.0}, "n": (1, 2)}
 FACTS = {"name": "a run", "device": "cpu"}
@@ -150,18 +151,20 @@ def test_file_is_on_disk_before_it_has_its_name(
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.99])
-def test_torn_part_is_named_and_can_be_deleted(table: Table, keep: float) -> None:
+def test_a_torn_part_is_named_and_can_be_set_aside(table: Table, keep: float) -> None:
     for i in range(3):
         table.append([completion("a", i)])
     torn = table.part_files()[1]
     whole = torn.read_bytes()
     torn.write_bytes(whole[: int(keep * len(whole))])
     for read in (table.read, table.keys):
-        with pytest.raises(ValueError, match=rf"{torn} is damaged .* delete it.*redoes") as error:
+        with pytest.raises(DamagedPart, match=rf"{torn} is damaged .* repeat .* redoes") as error:
             read()
         assert "\n" not in str(error.value)
-    torn.unlink()
+    assert table.set_aside_damaged() == [torn.with_suffix(".damaged")]
     assert table.keys() == {("a", 0), ("a", 2)}
+    assert table.rows() == 2
+    assert table.set_aside_damaged() == []
 
 
 def test_flipped_bit_is_found(table: Table) -> None:

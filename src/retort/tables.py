@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,10 @@ VERDICTS = _schema(
 )
 
 
+class DamagedPart(ValueError):
+    """A part that cannot be read: torn, cut short, or with pages that fail their checksum."""
+
+
 @dataclass(frozen=True)
 class Table:
     """A folder of parquet parts that share one schema."""
@@ -88,7 +93,7 @@ class Table:
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """All rows, in the order they were appended; an empty table when there are none.
 
-        Raises ValueError naming the file when a part is damaged, KeyError for an unknown column.
+        Raises DamagedPart naming the file, KeyError for an unknown column.
         """
         return pa.concat_tables([self._columns(columns).empty_table(), *self.parts(columns)])
 
@@ -101,8 +106,30 @@ class Table:
         """The (problem_id, sample_idx) pairs that are present."""
         return {key for part in self.parts(["problem_id", "sample_idx"]) for key in row_keys(part)}
 
+    def rows(self) -> int:
+        """How many there are, from the parts' footers alone. Raises DamagedPart."""
+        return sum(_footer(path).num_rows for path in self.part_files())
+
+    def set_aside_damaged(self) -> list[Path]:
+        """Renames the parts that cannot be read to `*.damaged`, so that whoever makes their rows
+        finds them missing; returns the new paths. Every page is read; the caller holds `Run.lock`.
+        """
+        moved = []
+        for path in self.part_files():
+            try:
+                _read_part(path, self.schema)
+            except DamagedPart:
+                moved.append(path.replace(path.with_suffix(".damaged")))
+        return moved
+
     def part_files(self) -> list[Path]:
         return sorted(self.folder.glob("part-*.parquet"))
+
+    @property
+    def next_number(self) -> int:
+        """The number that the next part gets; those of lost parts may come again."""
+        taken = [int(path.stem.removeprefix("part-")) for path in self.part_files()]
+        return max(taken, default=-1) + 1
 
     def _columns(self, names: list[str] | None) -> pa.Schema:
         return self.schema if names is None else pa.schema([self.schema.field(n) for n in names])
@@ -114,8 +141,7 @@ class Table:
             raise ValueError(f"row for {self.folder}: columns missing or unknown: {names}")
 
     def _next_part(self) -> Path:
-        taken = [int(path.stem.removeprefix("part-")) for path in self.part_files()]
-        return self.folder / f"part-{max(taken, default=-1) + 1:06d}.parquet"
+        return self.folder / f"part-{self.next_number:06d}.parquet"
 
 
 def row_keys(table: pa.Table) -> Iterator[tuple[str, int]]:
@@ -144,16 +170,27 @@ def write_aside(path: Path, content: bytes) -> None:
 
 
 def _read_part(path: Path, schema: pa.Schema) -> pa.Table:
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as part:
-            table = part.read(columns=schema.names, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the system's refusal (permissions, a disk that fails), not the file's content
-        raise ValueError(
-            f"{path} is damaged ({str(error).splitlines()[0]}); "
-            "delete it, and the command that wrote it redoes its rows"
-        ) from error
+    with _opened(path) as part:
+        table = part.read(columns=schema.names, use_threads=False)
     if table.schema != schema:
         raise ValueError(f"{path} has columns {table.schema.names}, expected {schema.names}")
     return table
+
+
+def _footer(path: Path) -> pq.FileMetaData:
+    with _opened(path) as part:
+        return part.metadata
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as part:
+            yield part
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's refusal (permissions, a disk that fails), not the file's content
+        raise DamagedPart(
+            f"{path} is damaged ({str(error).splitlines()[0]}); "
+            "repeat the command that wrote it, which redoes its rows"
+        ) from error

@@ -2,9 +2,6 @@
 
 import json
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -272,39 +269,27 @@ def test_an_interruption_keeps_what_is_finished(
     assert said(asked.out) == said(sample(recipe(settings, f"out={asked.out}-new")))
 
 
-# Runs `retort sample` with small portions, and is killed once it has finished 8 completions.
-KILLED = """
-import os, signal, sys
-from retort import cli
-from retort.sample import run
-from retort.sample.engine import Engine
-
-run.FLUSH_ROWS = 3
-stream = Engine.stream
-
-def killed(self, *asked):
-    for number, done in enumerate(stream(self, *asked), start=1):
-        yield done
-        if number == 8:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-Engine.stream = killed
-cli.main()
-"""
-
-
-@pytest.mark.multiprocess
-def test_a_killed_run_goes_on_where_it_was(settings: list[str]) -> None:
-    command = [sys.executable, "-c", KILLED, "sample", *settings]
-    killed = subprocess.run(command, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
-    asked = recipe(settings)
-    before = parts(asked.out)
-    assert len(rows(asked.out)) == 6
-    sample(asked)
-    assert before.items() <= parts(asked.out).items()
-    # Exactly the samples of a run that nobody stopped.
-    assert said(asked.out) == said(sample(recipe(settings, f"out={asked.out}-new")))
+@pytest.mark.parametrize("table", ["problems", "completions", "timing"])
+def test_what_a_damaged_part_held_is_made_again(
+    settings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    table: str,
+) -> None:
+    monkeypatch.setattr(runs, "FLUSH_ROWS", 5)
+    folder = sample(recipe(settings))
+    expected, before = said(folder), parts(folder)
+    torn = sorted((folder / table).glob("part-*"))[0]
+    torn.write_bytes(torn.read_bytes()[:-20])
+    capfd.readouterr()
+    sample(recipe(settings))
+    aside = torn.with_suffix(".damaged")
+    assert f"warning: {aside}: a damaged part, set aside" in capfd.readouterr().err
+    assert said(folder) == expected
+    kept = {path: content for path, content in before.items() if path != f"{table}/{torn.name}"}
+    assert kept.items() <= parts(folder).items()
+    assert Run.open(folder).problems.rows() == 4
+    assert aside.is_file()
 
 
 def test_force_starts_over(settings: list[str]) -> None:

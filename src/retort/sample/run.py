@@ -55,7 +55,7 @@ def sample(recipe: SampleRecipe, cluster: Cluster | None = None) -> Path:
             _identity(recipe),
             _facts(recipe, config, crew.device),
             force=recipe.force,
-            check=lambda run: _new_problems(run, problems),
+            check=lambda run: _mended(run, problems),
         )
         with run.lock():
             run.problems.append(_new_problems(run, problems))
@@ -141,6 +141,17 @@ def _facts(recipe: SampleRecipe, config: DecoderConfig, device: str) -> dict[str
     }
 
 
+def _mended(run: Run, problems: list[Problem]) -> None:
+    """Sets damaged parts of a run aside: what they held is missing now, and is made again.
+
+    Raises ValueError as `_new_problems` does.
+    """
+    for table in (run.problems, run.completions, run.timing):
+        for path in table.set_aside_damaged():
+            console.warn(f"{path}: a damaged part, set aside; what it held is made again")
+    _new_problems(run, problems)
+
+
 def _new_problems(run: Run, problems: list[Problem]) -> list[dict[str, Any]]:
     """Rows for the problems that a run lacks. It keeps a copy of question and answer, so that
     grading needs nothing but the run folder.
@@ -220,8 +231,7 @@ def _write(
     texts = tokenizer.batch_decode(
         [done.completion.token_ids for done in all_done], skip_special_tokens=True
     )
-    # Parts are numbered from 0, so this is the number of the one being written.
-    batch = len(run.completions.part_files())
+    batch = run.completions.next_number
     run.completions.append(
         [_row(done, until(text, stop), batch) for done, text in zip(all_done, texts, strict=True)]
     )
