@@ -53,12 +53,15 @@ SEED_STRIDE = 1000  # further than the seeds of a recipe's stages lie apart
 
 @dataclass(frozen=True)
 class Variant:
-    """The recipe less some stages, from another start, or with the other direction of KL."""
+    """The recipe less some stages, from another start, with the other direction of KL, or with
+    another learning rate in stage 1.
+    """
 
     name: str
     without: tuple[str, ...] = ()
     start: Literal["attention", "random"] = "attention"
     direction: Literal["forward", "reverse"] = "forward"
+    mixing_lr: float | None = None
 
 
 VARIANTS = (
@@ -66,8 +69,9 @@ VARIANTS = (
     Variant("without stage 1", without=("mixing",)),
     Variant("without stage 2", without=("hidden",)),
     Variant("without both", without=("mixing", "hidden")),
-    Variant("random start", start="random"),
+    Variant("stage 1 at 5e-3", mixing_lr=5e-3),
     Variant("reverse KL", direction="reverse"),
+    Variant("random start", start="random"),
     Variant("random start, without both", without=("mixing", "hidden"), start="random"),
 )
 
@@ -121,6 +125,9 @@ def changed(base: DistillRecipe, variant: Variant, folder: Path, share: float) -
     ]
     rest = total - sum(stage.tokens for stage in stages[:-1])
     stages[-1] = _directed(stages[-1], variant.direction, rest)
+    if variant.mixing_lr is not None:
+        optim = stages[0].optim.model_copy(update={"lr": variant.mixing_lr})
+        stages[0] = stages[0].model_copy(update={"optim": optim})
     student = base.student
     if variant.start == "random":
         student = Continued(start="folder", folder=random_student(base, folder))
