@@ -24,9 +24,11 @@ LIBRARY: dict[str, set[str]] = LEAVES | {
     "sample": {*RUNS, "ops", "model", "data"},
     "train": {*RUNS, "trackers", "ops", "model", "data", "sample", "grade"},
     "grade": RUNS,
+    "score": {*RUNS, "model", "data", "sample", "grade"},
     "report": RUNS,
     "bench": {"recipe", "console", "ops", "model", "data", "sample", "train", "report", "tables"},
     "inspection": {"console", "model"},
+    "listing": {"store", "tables"},
     "publishing": {"recipe", "console", "model", "data", "report", "inspection"},
 }
 EDGES: dict[str, set[str]] = LIBRARY | {

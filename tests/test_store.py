@@ -167,6 +167,17 @@ def test_a_torn_part_is_named_and_can_be_set_aside(table: Table, keep: float) ->
     assert table.set_aside_damaged() == []
 
 
+def test_a_part_with_fewer_columns_is_not_damaged(table: Table) -> None:
+    table.append([completion("a", 0)])
+    (part,) = table.part_files()
+    older = pq.read_table(part).drop_columns(["logprob"])
+    pq.write_table(older, part)
+    assert table.set_aside_damaged() == []
+    assert table.keys() == {("a", 0)}
+    with pytest.raises(ValueError, match="has columns"):
+        table.read()
+
+
 def test_flipped_bit_is_found(table: Table) -> None:
     table.append([completion("a", i, text=f"{i}" * 50) for i in range(50)])
     (part,) = table.part_files()

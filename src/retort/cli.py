@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -135,20 +135,49 @@ def sample(
 @app.command()
 def grade(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes for algebra; none: one for each core.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that one comparison may take.")
+    ] = 5.0,
     json: Json = False,
 ) -> None:
-    """Compare the completions of run folders with the gold answers."""
+    """Compare the completions of run folders with the gold answers.
+
+    What is graded already is not graded again; a run that was stopped continues.
+    """
     from dataclasses import asdict
 
     from retort import console
+    from retort.grade import Grader
     from retort.grade.run import grade as run
 
-    summaries = {str(folder): asdict(run(folder)) for folder in runs}
+    with Grader(workers, timeout) as grader:
+        summaries = {str(folder): asdict(run(folder, grader)) for folder in runs}
     for folder, summary in summaries.items():
         counts = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in summary.items())
         console.say(f"{folder}: {counts}")
     if json:
         console.print_json_line(summaries)
+
+
+@app.command()
+def score(sources: Sources, json: Json = False) -> None:
+    """Judge the completions of a run with a reward model; what has a score is not judged again.
+
+    Keys: run, model, kind (rlhflow, qwen, outcome), name, batch_tokens, device, dtype.
+    """
+    from dataclasses import asdict
+
+    from retort import console
+    from retort.recipe import ScoreRecipe, load
+    from retort.score.run import score as run
+
+    summary = asdict(run(load(ScoreRecipe, sources)))
+    console.say(", ".join(f"{name.replace('_', ' ')} {n}" for name, n in summary.items()))
+    if json:
+        console.print_json_line(summary)
 
 
 @app.command()
@@ -161,6 +190,10 @@ def report(
     k: Annotated[
         list[int] | None, typer.Option(help="Completions per problem to report; repeatable.")
     ] = None,
+    aggregate: Annotated[
+        Literal["last", "min", "prod", "mean"],
+        typer.Option(help="How a process model's scores of steps become one."),
+    ] = "last",
     json: Json = False,
 ) -> None:
     """Coverage and accuracy against seconds, as a page, figures and data; and training curves."""
@@ -170,13 +203,17 @@ def report(
     from retort.report import training
     from retort.report.run import report as run
     from retort.report.run import report_training, summary_table, training_table
+    from retort.report.wording import warnings
 
     trained = [folder for folder in runs if training.is_training(folder)]
     sampled = [folder for folder in runs if folder not in trained]
     result: dict[str, Any] = {}
     if sampled:
-        curves = run(sampled, out, k)
+        curves = run(sampled, out, k, aggregate)
         console.say(f"report: {out / 'report.html'}")
+        for model in curves.models:
+            for line in warnings(model):
+                console.warn(line)
         console.print_table(summary_table(curves))
         result |= loads(curves.to_json())
     if trained:
@@ -186,6 +223,27 @@ def report(
         result |= {"trainings": loads(training.to_json(trainings))}
     if json:
         console.print_json_line(result)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Where to look, folders below too.")] = Path(
+        "runs"
+    ),
+    json: Json = False,
+) -> None:
+    """List run folders: how far each is sampled, graded and scored, and who is writing it."""
+    from dataclasses import asdict
+
+    from retort import console, listing
+
+    found = listing.runs(folder)
+    if found:
+        console.print_table(listing.table(found))
+    else:
+        console.say(f"{folder}: no run folders here; `retort sample` makes them")
+    if json:
+        console.print_json_line([asdict(run) | {"state": run.state} for run in found])
 
 
 benches = typer.Typer(no_args_is_help=True)

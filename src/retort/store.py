@@ -5,6 +5,8 @@
     completions/part-*.parquet      COMPLETIONS
     timing/part-*.parquet           TIMING
     verdicts-<version>/part-*.parquet   VERDICTS, one folder per grader version
+    scores-<name>/part-*.parquet    SCORES, one folder per reward model
+    scores-<name>/scorer.json       which reward model that is
 
 Every file is written aside, flushed to the disk and renamed, so a reader meets whole files only,
 and whatever is missing after a crash is exactly what the same command has to redo.
@@ -14,18 +16,21 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
-from retort.tables import COMPLETIONS, PROBLEMS, TIMING, VERDICTS, Table, write_aside
+from retort.tables import COMPLETIONS, PROBLEMS, SCORES, TIMING, VERDICTS, Table, write_aside
 
 __all__ = [
     "COMPLETIONS",
     "LOCK",
     "PROBLEMS",
+    "SCORER",
+    "SCORES",
     "TIMING",
     "VERDICTS",
     "Run",
@@ -36,6 +41,8 @@ __all__ = [
 ]
 
 LOCK = ".lock"
+SCORER = "scorer.json"
+LOCK_TRIES, LOCK_WAIT = 3, 0.02  # seconds
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,12 @@ class Run:
 
     def verdict_versions(self) -> list[str]:
         return sorted(p.name.removeprefix("verdicts-") for p in self.folder.glob("verdicts-*"))
+
+    def scores(self, name: str) -> Table:
+        return Table(self.folder / f"scores-{name}", SCORES)
+
+    def score_names(self) -> list[str]:
+        return sorted(p.name.removeprefix("scores-") for p in self.folder.glob("scores-*"))
 
 
 def sample_seed(run_seed: int, problem_id: str, sample_idx: int) -> int:
@@ -217,6 +230,7 @@ def _remove_content(folder: Path) -> None:
         for table in folder.glob(pattern):
             for path in [*table.glob("part-*.parquet"), *table.glob(".part-*.parquet.tmp")]:
                 path.unlink()
+            (table / SCORER).unlink(missing_ok=True)
             if not any(table.iterdir()):
                 table.rmdir()
 
@@ -226,14 +240,36 @@ def locked(folder: Path) -> Iterator[None]:
     """Keeps others from writing to a folder. Raises ValueError where another process does."""
     # The file stays when the lock is released: unlinking it would let two writers lock two files.
     with (folder / LOCK).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _taken(file):
             file.seek(0)
             raise ValueError(
                 f"{folder} is being written by process {file.read()}; wait for it or stop it"
-            ) from error
+            )
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def writer(folder: Path) -> str | None:
+    """The number of the process that is writing to a folder; None where none is."""
+    if not (folder / LOCK).is_file():
+        return None
+    with (folder / LOCK).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read()
+    return None
+
+
+def _taken(file: IO[str]) -> bool:
+    """Whether the lock could be had. Somebody who asks for the writer holds it for a moment."""
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOCK_WAIT)
+        else:
+            return True
+    return False

@@ -50,7 +50,8 @@ TIMING = _schema(
     }
 )
 
-# answer is what was found in the text; group is the key it votes under, null when it does not vote.
+# answer is what was found in the text; group is the key it votes under, null when it does not vote;
+# method says how the verdict was reached.
 VERDICTS = _schema(
     {
         "problem_id": pa.string(),
@@ -61,6 +62,19 @@ VERDICTS = _schema(
         "method": pa.string(),
     },
     nullable=("answer", "group"),
+)
+
+# Keys that are equal answers have one group; of verdicts without this table each key is a group.
+VOTES = _schema({"problem_id": pa.string(), "key": pa.string(), "group": pa.string()})
+
+# scores has one number for each step that a process model judged, one in all of an outcome model,
+# and none for a completion that could not be judged: such a one never votes.
+SCORES = _schema(
+    {
+        "problem_id": pa.string(),
+        "sample_idx": pa.int32(),
+        "scores": pa.list_(pa.float64()),
+    }
 )
 
 
@@ -80,15 +94,13 @@ class Table:
 
         Raises ValueError when a row's keys are not the schema's columns or a value does not fit.
         """
-        if not rows:
-            return
-        for row in rows:
-            self._check_columns(row)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        sink = io.BytesIO()
-        table = pa.Table.from_pylist(rows, schema=self.schema)
-        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-        write_aside(self._next_part(), sink.getvalue())
+        if rows:
+            self._write(self._next_part(), rows)
+
+    def replace(self, rows: list[dict[str, Any]]) -> None:
+        """Make the rows, none included, the whole table, atomically; for one that is never appended
+        to. Raises as `append` does."""
+        self._write(self.folder / "part-000000.parquet", rows)
 
     def read(self, columns: list[str] | None = None) -> pa.Table:
         """All rows, in the order they were appended; an empty table when there are none.
@@ -117,7 +129,8 @@ class Table:
         moved = []
         for path in self.part_files():
             try:
-                _read_part(path, self.schema)
+                with _opened(path) as part:  # whatever its columns: an older one may have fewer
+                    part.read(use_threads=False)
             except DamagedPart:
                 moved.append(path.replace(path.with_suffix(".damaged")))
         return moved
@@ -131,6 +144,15 @@ class Table:
         taken = [int(path.stem.removeprefix("part-")) for path in self.part_files()]
         return max(taken, default=-1) + 1
 
+    def _write(self, part: Path, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            self._check_columns(row)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sink = io.BytesIO()
+        table = pa.Table.from_pylist(rows, schema=self.schema)
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+        write_aside(part, sink.getvalue())
+
     def _columns(self, names: list[str] | None) -> pa.Schema:
         return self.schema if names is None else pa.schema([self.schema.field(n) for n in names])
 
@@ -142,6 +164,11 @@ class Table:
 
     def _next_part(self) -> Path:
         return self.folder / f"part-{self.next_number:06d}.parquet"
+
+
+def votes_table(run: Path, version: str) -> Table:
+    """The vote groups of a run folder's verdicts of one grader version."""
+    return Table(run / f"votes-{version}", VOTES)
 
 
 def row_keys(table: pa.Table) -> Iterator[tuple[str, int]]:

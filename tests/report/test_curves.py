@@ -101,7 +101,7 @@ def test_headline_says_when_it_could_be_chance(make_run: MakeRun) -> None:
 def test_json_holds_the_curves(make_run: MakeRun) -> None:
     curves = built(make_run("m", EVEN))
     document = json.loads(curves.to_json())
-    assert document["format"] == 1
+    assert document["format"] == 2
     assert document["grader"] == "1"
     point = document["models"][0]["points"][0]
     assert point["k"] == 1

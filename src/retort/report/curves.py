@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from retort._version import __version__
+from retort.report.choices import Choice, Stopping, choices, stopping
 from retort.report.metrics import (
     Estimate,
     Floats,
@@ -28,7 +29,7 @@ from retort.report.metrics import (
 )
 from retort.report.tally import Tally
 
-FORMAT = 1  # of curves.json
+FORMAT = 2  # of curves.json
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Point:
 class ModelCurve:
     """One model: the facts of its run, and its points, fewest completions first.
 
-    truncated, unanswered and duplicates are shares of completions, as in `Tally`.
+    truncated, unanswered, duplicates and timeouts are shares of completions, as in `Tally`.
     """
 
     name: str
@@ -58,10 +59,13 @@ class ModelCurve:
     truncated: float
     unanswered: float
     duplicates: float
+    timeouts: float
     device: str
     versions: dict[str, str]
     recipe: dict[str, Any]
     points: tuple[Point, ...]
+    choices: tuple[Choice, ...]
+    stopping: tuple[Stopping, ...]
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,8 @@ def _asked(tally: Tally, ks: Sequence[int] | None) -> list[int]:
 
 def _model(tally: Tally, ks: list[int], counts_RP: Floats) -> ModelCurve:
     manifest = tally.run.manifest
+    points = _points(tally, ks, counts_RP)
+    majority = [(point.k, point.majority.value) for point in points]
     return ModelCurve(
         name=tally.run.name,
         parameters=manifest["model"]["parameters"],
@@ -189,10 +195,13 @@ def _model(tally: Tally, ks: list[int], counts_RP: Floats) -> ModelCurve:
         truncated=tally.truncated,
         unanswered=tally.unanswered,
         duplicates=tally.duplicates,
+        timeouts=tally.timeouts,
         device=manifest["device"],
         versions=manifest["versions"],
         recipe=manifest["recipe"],
-        points=_points(tally, ks, counts_RP),
+        points=points,
+        choices=tuple(choices(tally.samples_P, ks, counts_RP)),
+        stopping=tuple(stopping(tally.samples_P, majority, tally.pace.seconds, counts_RP)),
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from html import escape
 
 from retort.console import format_count
-from retort.report import plots
+from retort.report import choices_page, plots
 from retort.report.curves import Curves, Example, ModelCurve, Shown
 from retort.report.frame import cell, charts, foldable, page, row, section, spec, table
 from retort.report.metrics import Estimate
@@ -17,6 +17,7 @@ from retort.report.wording import (
     seconds,
     shared_ks,
     votes_note,
+    warnings,
 )
 
 COLUMNS = (1, 8, 32)  # completions per problem in the summary
@@ -30,6 +31,12 @@ METHOD = (
     f"Intervals are 95{THIN}% over problems, by Wilson's formula with fewer than 100 problems and "
     "else by a bootstrap that draws the same problems for every model; they say how much another "
     "draw of problems could change a number, not another training run.",
+)
+STOPPING = (
+    "Stored samples in random orders, a window at a time: after each window the rule decides "
+    "whether to draw more, and the answer is the majority of what was drawn (by confidence: votes "
+    "weighted by the mean probability of their tokens). Spared is against the fixed k whose "
+    "majority is as accurate."
 )
 
 
@@ -54,6 +61,11 @@ def _body(curves: Curves) -> Iterator[str]:
     yield section("Summary", _summary(curves))
     for measure, title in plots.MEASURES.items():
         yield section(title, _charts(measure))
+    ks = shared_ks(curves.models, COLUMNS)
+    yield section("Choosing one answer", choices_page.choosing(curves.models, ks))
+    if all(model.stopping for model in curves.models):
+        note = f'<p class="note">{escape(STOPPING)}</p>'
+        yield section("Stopping early", note + choices_page.stopping(curves.models))
     yield section("Lengths and failures", _failures(curves))
     yield section("Examples", "".join(map(_example, curves.examples)))
     yield section("How it was run", "".join(map(_facts, curves.models)))
@@ -117,7 +129,9 @@ def _failures(curves: Curves) -> str:
         row(model.name, [cell(*each) for each in _failure_values(model).items()])
         for model in curves.models
     )
-    return table(f"<tr>{head}</tr>", rows)
+    told = (line for model in curves.models for line in warnings(model))
+    warned = "".join(f'<p class="note">Warning: {escape(line)}</p>' for line in told)
+    return table(f"<tr>{head}</tr>", rows) + warned
 
 
 def _failure_values(model: ModelCurve) -> dict[str, str]:
@@ -126,6 +140,7 @@ def _failure_values(model: ModelCurve) -> dict[str, str]:
         "Cut off at the length limit": f"{percent(model.truncated)}{THIN}%",
         "No answer found": f"{percent(model.unanswered)}{THIN}%",
         "Repeats of another text": f"{percent(model.duplicates)}{THIN}%",
+        "Grader out of time": f"{percent(model.timeouts)}{THIN}%",
     }
 
 

@@ -12,6 +12,7 @@ from retort.report.curves import Curves, ModelCurve, Point, build
 from retort.report.examples import examples
 from retort.report.metrics import Estimate
 from retort.report.reading import read_trainings
+from retort.report.samples import Aggregate
 from retort.report.tally import check_comparable, common_version, tally
 from retort.report.training import Training, to_json
 from retort.store import Run
@@ -24,13 +25,19 @@ if TYPE_CHECKING:
 PIXELS_PER_POINT = 2
 
 
-def report(runs: Sequence[Path], out: Path, k: Sequence[int] | None = None) -> Curves:
+def report(
+    runs: Sequence[Path],
+    out: Path,
+    k: Sequence[int] | None = None,
+    aggregate: Aggregate = "last",
+) -> Curves:
     """Compare graded runs of the same problems: write the report into `out` and return its data.
 
     Writes curves.json, report.html, and coverage and majority as .png and .svg; each file appears
     whole or not at all.
 
     k: the numbers of completions per problem to report, by default 1, 2, 4, ... and all samples.
+    aggregate: how a process reward model's scores of the steps become one for the completion.
 
     Raises ValueError when a folder is no run, when runs are incomplete, not graded, not timed, of
     one name or about different problems, or when a k exceeds the samples.
@@ -39,7 +46,7 @@ def report(runs: Sequence[Path], out: Path, k: Sequence[int] | None = None) -> C
         raise ValueError("no run folder given; name one or more that `retort sample` made")
     opened = [Run.open(Path(folder)) for folder in runs]
     version = common_version(opened)
-    tallies = [tally(run, version) for run in opened]
+    tallies = [tally(run, version, aggregate) for run in opened]
     check_comparable(tallies)
     curves = build(tallies, examples(tallies), k)
     Path(out).mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,8 @@ As in `metrics`, every value is an expectation over all k-subsets of the n sampl
 Scores come from a reward model or from the model's own confidence; NaN marks a sample that cannot
 be chosen and does not vote, as one without an answer.
 
-Shape suffixes: N samples, K numbers of completions, G vote groups, R random orders.
+Shape suffixes: N samples, K numbers of completions, G vote groups, R random orders, V different
+scores, M numbers of given samples.
 """
 
 from __future__ import annotations
@@ -50,17 +51,16 @@ def best_of_k(scores: ArrayLike, correct: ArrayLike, k: ArrayLike) -> float | Fl
     score_N, correct_N = _samples("best of k", scores, correct)
     voters = ~np.isnan(score_N)
     values, place_N = np.unique(-score_N[voters], return_inverse=True)
-    tied = np.bincount(place_N, minlength=len(values)).tolist()
-    right = np.bincount(place_N, correct_N[voters], len(values)).tolist()
+    tied_V = np.bincount(place_N, minlength=len(values))
+    right_V = np.bincount(place_N, correct_N[voters], len(values))
+    n, above_V = len(score_N), np.cumsum(tied_V) - tied_V
 
     def chance(k: int) -> float:
-        n, above, total = len(score_N), 0, 0.0
         if _beyond("best of k", k, n):
             return nan
-        for t, c in zip(tied, right, strict=True):
-            total += c / t * ((comb(n - above, k) - comb(n - above - t, k)) / comb(n, k))
-            above += t
-        return total
+        missed_M = _missed(n, k)
+        on_top_V = missed_M[above_V] - missed_M[above_V + tied_V]
+        return float((right_V / tied_V * on_top_V).sum())
 
     chances: Floats = np.vectorize(chance, otypes=[np.float64])(k)
     return chances if chances.ndim else float(chances)
@@ -128,6 +128,12 @@ def weighted_vote(
             values[i] = won_R.mean()
             errors[i] = won_R.std(ddof=1) / np.sqrt(len(won_R))
     return Weighted(values, errors)
+
+
+def _missed(n: int, k: int) -> Floats:
+    """C(n-m, k) / C(n, k) for m = 0..n: the chance that k of n samples miss m given ones."""
+    m_M = np.arange(n)
+    return np.concatenate([[1.0], np.cumprod(np.maximum(n - k - m_M, 0) / (n - m_M))])
 
 
 class _Votes(NamedTuple):

@@ -12,20 +12,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from retort.report.budget import Pace
 from retort.report.metrics import VoteGroup
-from retort.store import Run
-
-KEYS = ["problem_id", "sample_idx"]
+from retort.report.samples import KEYS, Aggregate, Samples, Scale, aggregated, by_problem
+from retort.store import SCORER, Run
+from retort.tables import votes_table
 
 
 @dataclass(frozen=True)
 class Tally:
     """Counts of one run; problems in the order of their ids, so runs on the same ones line up.
 
-    The last three are shares of completions: those that hit the length limit, those in which the
-    grader found no answer, and those that repeat another's text on the same problem.
+    The last four are shares of completions: those that hit the length limit, those in which the
+    grader found no answer, those that repeat another's text on the same problem, and those whose
+    answer took the grader too long.
     """
 
     run: Run
@@ -34,17 +36,27 @@ class Tally:
     samples: int  # completions per problem
     correct_P: NDArray[np.int64]
     groups_P: tuple[tuple[VoteGroup, ...], ...]
+    samples_P: tuple[Samples, ...]
     pace: Pace
     slots: int
     truncated: float
     unanswered: float
     duplicates: float
+    timeouts: float
 
 
-def tally(run: Run, version: str) -> Tally:
-    """Count a run with the verdicts of one grader version.
+@dataclass(frozen=True)
+class _Scorer:
+    """What is read of a scorer's description."""
 
-    Raises ValueError when completions or verdicts are missing, or nothing was timed.
+    scale: Scale
+
+
+def tally(run: Run, version: str, aggregate: Aggregate = "last") -> Tally:
+    """Count a run with the verdicts of one grader version, and the scores of all its scorers.
+
+    aggregate: how the scores of a completion's steps become one.
+    Raises ValueError when completions, verdicts or scores are missing, or nothing was timed.
     """
     ids = sorted(set(run.problems.read(["problem_id"])["problem_id"].to_pylist()))
     completions = _completions(run, ids)
@@ -57,11 +69,13 @@ def tally(run: Run, version: str) -> Tally:
         samples=run.manifest["n"],
         correct_P=np.array([right[id] for id in ids], dtype=np.int64),
         groups_P=_vote_groups(run, ids, verdicts),
+        samples_P=by_problem(completions, verdicts, _scores(run, completions, aggregate)),
         pace=_pace(run, completions),
         slots=pc.max(run.timing.read(["slots"])["slots"]).as_py(),
         truncated=_share(completions["finish_reason"], "length"),
         unanswered=_share(verdicts["method"], "no answer"),
         duplicates=_duplicates(run),
+        timeouts=_share(verdicts["method"], "timeout"),
     )
 
 
@@ -108,7 +122,7 @@ def _check_same_problems(first: Tally, other: Tally) -> None:
 def _completions(run: Run, ids: list[str]) -> pa.Table:
     """The completions that the run is about, checked to be all there."""
     n = run.manifest["n"]
-    table = run.completions.read([*KEYS, "token_count", "finish_reason"])
+    table = run.completions.read([*KEYS, "token_count", "finish_reason", "logprob"])
     # a run that was continued with a smaller n, or fewer problems, holds more than it is about
     known = pc.is_in(table["problem_id"], pa.array(ids, pa.string()))
     table = table.filter(pc.and_(known, pc.less(table["sample_idx"], n)))
@@ -130,14 +144,54 @@ def _check_complete(run: Run, ids: list[str], present: dict[str, int]) -> None:
 
 
 def _verdicts(run: Run, version: str, completions: pa.Table) -> pa.Table:
-    """The verdicts on these completions, checked to be all there."""
+    """The verdicts on these completions, checked to be all there; equal answers have one group."""
     judged = run.verdicts(version).read([*KEYS, "group", "correct", "method"])
     verdicts = judged.join(completions.select(KEYS), KEYS, join_type="left semi")
     if ungraded := completions.num_rows - verdicts.num_rows:
         raise ValueError(
             f"{run.folder}: {ungraded} completions are not graded; run `retort grade {run.folder}`"
         )
-    return verdicts
+    return _grouped(run, version, verdicts)
+
+
+def _grouped(run: Run, version: str, verdicts: pa.Table) -> pa.Table:
+    """The verdicts with vote groups for keys, where the grader has worked out which are equal."""
+    votes = votes_table(run.folder, version)
+    if not votes.part_files():
+        return verdicts  # of a grader whose keys are its groups
+    keyed = verdicts.rename_columns({"group": "key"})
+    joined = keyed.join(votes.read(), ["problem_id", "key"], join_type="left outer")
+    lacking = pc.and_(pc.is_valid(joined["key"]), pc.is_null(joined["group"]))
+    if missing := pc.sum(lacking, min_count=0).as_py():
+        raise ValueError(
+            f"{run.folder}: {missing} answers have no vote group yet; "
+            f"run `retort grade {run.folder}`"
+        )
+    return joined
+
+
+def _scores(run: Run, completions: pa.Table, aggregate: Aggregate) -> dict[str, pa.Table]:
+    """One score for each of these completions, by scorer, checked to be all there."""
+    found = {}
+    for name in run.score_names():
+        values = aggregated(run.scores(name).read(), aggregate, _scale(run, name))
+        scored = values.join(completions.select(KEYS), KEYS, join_type="left semi")
+        if missing := completions.num_rows - scored.num_rows:
+            raise ValueError(
+                f"{run.folder}: {missing} completions have no score by {name}; repeat its `retort "
+                f"score` command, or delete {run.folder / f'scores-{name}'}"
+            )
+        found[name] = scored
+    return found
+
+
+def _scale(run: Run, name: str) -> Scale:
+    """What the scores of a scorer are. Raises ValueError where its description is damaged."""
+    path = run.folder / f"scores-{name}" / SCORER
+    try:
+        return TypeAdapter(_Scorer).validate_json(path.read_bytes()).scale
+    except ValidationError:
+        raise ValueError(f"{path} is damaged; repeat the `retort score` command") from None
 
 
 def _by_problem(table: pa.Table, aggregation: tuple[str, str]) -> dict[str, int]:

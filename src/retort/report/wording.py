@@ -82,6 +82,25 @@ def shared_ks(models: tuple[ModelCurve, ...], wanted: tuple[int, ...]) -> list[i
     return sorted(found | {max(shared)} if not found or max(shared) < max(wanted) else found)
 
 
+# Shares of completions above which a report warns: below them the reasons are rarely worth a look.
+HIGH_UNANSWERED, HIGH_TRUNCATED, HIGH_TIMEOUTS, HIGH_DUPLICATES = 0.05, 0.05, 0.01, 0.95
+
+
+def warnings(model: ModelCurve) -> list[str]:
+    """What a reader of the model's curves should know before believing them."""
+    told = (
+        (model.unanswered, HIGH_UNANSWERED, "hold no answer that could be found; look at some"),
+        (model.truncated, HIGH_TRUNCATED, "were cut off; raise sampling.max_tokens"),
+        (model.timeouts, HIGH_TIMEOUTS, "took the grader too long and count as wrong"),
+        (model.duplicates, HIGH_DUPLICATES, "repeat another's text; raise sampling.temperature"),
+    )
+    return [
+        f"{model.name}: {percent(share)}{THIN}% of the completions {what}"
+        for share, high, what in told
+        if share > high
+    ]
+
+
 def training_summary(training: Training) -> dict[str, str]:
     """A run in a few words, for a table: what was done, and what came of it."""
     last = training.evaluations[-1].values if training.evaluations else {}

@@ -1,0 +1,154 @@
+"""What becomes of k completions when one answer has to be given: other ways than a majority.
+
+Shape suffixes: P problems, K numbers of completions, R bootstrap resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from retort.report.adaptive import UNANIMOUS_WINDOW, Replay, Rule, replay
+from retort.report.metrics import Estimate, Floats, intervals
+from retort.report.samples import Samples
+from retort.report.selection import Weighted, best_of_k, weighted_vote
+
+CONFIDENCE_VOTE = "confidence-weighted vote"
+
+WINDOWS = (1, 4, 16, 64)
+"""Samples between two looks of the beta rule: as many as a batch has of one problem."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Accuracy with k completions, and the Monte Carlo standard error of its value; 0 if exact."""
+
+    k: int
+    accuracy: Estimate
+    error: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way of choosing; `scorer` is the reward model that it needs, if any."""
+
+    name: str
+    scorer: str | None
+    points: tuple[Chosen, ...]
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """Voting that stops early, over all samples of a run.
+
+    samples: drawn for a problem, in the mean; seconds: decoding them, as for a fixed k.
+    equal_k: the fixed number of samples whose majority is as accurate, and saved: the share of
+    those that stopping early did not need. None where no fixed number is as accurate.
+    """
+
+    rule: Rule
+    window: int
+    accuracy: Estimate
+    weighted: Estimate
+    samples: float
+    seconds: float
+    equal_k: float | None
+    saved: float | None
+
+
+def choices(samples_P: Sequence[Samples], ks: Sequence[int], counts_RP: Floats) -> list[Choice]:
+    """Votes weighted by confidence, and for each scorer the best of k and votes weighted by it."""
+
+    def confident(each: Samples) -> Weighted:
+        return weighted_vote(each.groups, each.confidence_N, each.correct_N, ks)
+
+    found = [Choice(CONFIDENCE_VOTE, None, _points(samples_P, confident, ks, counts_RP))]
+    for scorer in samples_P[0].scores:
+        for name, chance in _by_scorer(scorer, ks).items():
+            found.append(Choice(name, scorer, _points(samples_P, chance, ks, counts_RP)))
+    return found
+
+
+def _by_scorer(scorer: str, ks: Sequence[int]) -> dict[str, Callable[[Samples], Weighted]]:
+    def best(each: Samples) -> Weighted:
+        score_N = each.of_voters(each.scores[scorer])
+        return Weighted(best_of_k(score_N, each.correct_N, np.array(ks)), np.zeros(len(ks)))
+
+    def weighted(each: Samples) -> Weighted:
+        return weighted_vote(each.groups, each.scores[scorer], each.correct_N, ks)
+
+    return {f"best of k by {scorer}": best, f"vote weighted by {scorer}": weighted}
+
+
+def _points(
+    samples_P: Sequence[Samples],
+    chance: Callable[[Samples], Weighted],
+    ks: Sequence[int],
+    counts_RP: Floats,
+) -> tuple[Chosen, ...]:
+    found = [chance(each) for each in samples_P]
+    value_PK = np.stack([each.value_K for each in found])
+    error_K = np.sqrt(np.sum([each.error_K**2 for each in found], axis=0)) / len(found)
+    columns = zip(ks, intervals(value_PK, counts_RP), error_K.tolist(), strict=True)
+    return tuple(Chosen(*column) for column in columns)
+
+
+def stopping(
+    samples_P: Sequence[Samples],
+    majority: Sequence[tuple[int, float]],
+    seconds: Callable[[float], float],
+    counts_RP: Floats,
+) -> list[Stopping]:
+    """Early stopping by every rule, with windows that leave something to stop.
+
+    majority: accuracy of the vote over a fixed number of samples, fewest first. seconds: decoding
+    time of a number of completions.
+    """
+    n = len(samples_P[0].group_N)
+    asked: list[tuple[Rule, int]] = [("beta", window) for window in WINDOWS]
+    asked.append(("unanimous", UNANIMOUS_WINDOW))
+    return [
+        _stopping(rule, window, samples_P, majority, seconds, counts_RP)
+        for rule, window in asked
+        if 2 * window <= n
+    ]
+
+
+def _stopping(
+    rule: Rule,
+    window: int,
+    samples_P: Sequence[Samples],
+    majority: Sequence[tuple[int, float]],
+    seconds: Callable[[float], float],
+    counts_RP: Floats,
+) -> Stopping:
+    runs = [_replayed(each, rule, window) for each in samples_P]
+    value_PK = np.array([[run.accuracy, run.weighted] for run in runs])
+    accuracy, weighted = intervals(value_PK, counts_RP)
+    drawn = float(np.mean([run.samples for run in runs]))
+    equal_k = equal(majority, accuracy.value)
+    saved = None if equal_k is None else 1 - drawn / equal_k
+    return Stopping(rule, window, accuracy, weighted, drawn, seconds(drawn), equal_k, saved)
+
+
+def _replayed(each: Samples, rule: Rule, window: int) -> Replay:
+    weights = each.confidence_N.tolist()
+    return replay(each.groups, weights, each.correct_N.tolist(), rule, window)
+
+
+def equal(curve: Sequence[tuple[int, float]], accuracy: float) -> float | None:
+    """The k from which a curve reaches an accuracy, between its points on a logarithmic scale.
+
+    The smallest k of the curve where already that is as accurate; None where none is.
+    """
+    before: tuple[int, float] | None = None
+    for k, value in curve:
+        if value >= accuracy:
+            if before is None or value == before[1]:
+                return float(k)
+            share = (accuracy - before[1]) / (value - before[1])
+            return float(before[0] * (k / before[0]) ** share)
+        before = (k, value)
+    return None
