@@ -18,6 +18,7 @@ from retort.recipe import (
     Data,
     DistillRecipe,
     Mixture,
+    SampleRecipe,
     Source,
     Text,
     load,
@@ -191,3 +192,17 @@ def test_documentation_says_what_is_planned(plans: dict[str, Plan]) -> None:
     named = re.search(r"`planning.gpu` is one of (.*?)\.\s", text, re.DOTALL)
     assert named is not None
     assert re.findall(r"`(.*?)`", named[1]) == list(GPUS)
+
+
+# What is asked of models
+
+
+@pytest.mark.parametrize(
+    "sources", [["gsm8k"], ["math500"], ["gsm8k", "four-shot"], ["math500", "boxed"]]
+)
+def test_sampling_recipes_can_be_laid_over_one_another(sources: list[str]) -> None:
+    recipe = load(SampleRecipe, [*(f"sample/{name}.yaml" for name in sources), "model=m", "out=o"])
+    assert recipe.problems.kind == sources[0]
+    assert (recipe.sampling.n, recipe.sampling.temperature) == (256, 0.8)
+    assert bool(recipe.shots) == bool(recipe.sampling.stop) == ("four-shot" in sources)
+    assert ("boxed" in recipe.prompt) == ("boxed" in sources)

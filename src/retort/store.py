@@ -42,6 +42,12 @@ __all__ = [
 
 LOCK = ".lock"
 SCORER = "scorer.json"
+_FINGERPRINTED = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 LOCK_TRIES, LOCK_WAIT = 3, 0.02  # seconds
 
 
@@ -143,15 +149,14 @@ def sample_seed(run_seed: int, problem_id: str, sample_idx: int) -> int:
 def fingerprint(folder: Path) -> str:
     """Hash of what a checkpoint folder computes, in time that does not grow with the weights.
 
-    Covers config.json, tokenizer.json and tokenizer_config.json whole, and of each *.safetensors
-    file its name, its size, its header (names, shapes, types, offsets) and the first and last MiB
-    of data. Two checkpoints that differ in the middle of a file alone share a fingerprint.
+    Covers configuration, tokenizer and chat template whole, and of each *.safetensors file its
+    name, its size, its header (names, shapes, types, offsets) and the first and last MiB of data. Two checkpoints that differ in the middle of a file alone share a fingerprint.
     Raises ValueError when config.json or the weights are missing or a weights file is cut short.
     """
     weights = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not weights:
         raise ValueError(f"{folder} is no checkpoint folder (config.json and *.safetensors needed)")
-    texts = [folder / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json")]
+    texts = [folder / name for name in _FINGERPRINTED]
     pieces = {path.name: path.read_bytes() for path in texts if path.is_file()}
     pieces |= {path.name: _weights_summary(path) for path in weights}
     digest = hashlib.blake2b(digest_size=16)

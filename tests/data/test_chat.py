@@ -303,3 +303,13 @@ def test_unreadable_tokenizers(
     with pytest.raises(ValueError, match=f"{tmp_path}: .*tokenizer") as caught:
         load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_shots_are_earlier_turns(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = prompt_ids(tokenizer, "2+2?", [("1+1?", "2"), ("1+2?", "3")])
+    assert tokenizer.decode(ids) == (
+        "<|user|>1+1?<|end|><|assistant|>2<|end|><|user|>1+2?<|end|><|assistant|>3<|end|>"
+        "<|user|>2+2?<|end|><|assistant|>"
+    )
+    tokenizer.chat_template = None
+    assert tokenizer.decode(prompt_ids(tokenizer, "2+2?", [("1+1?", "2")])) == "1+1?\n2\n\n2+2?\n"

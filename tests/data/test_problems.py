@@ -200,3 +200,34 @@ def test_public_math500(data_folder: Path) -> None:
     as_jsonl = Jsonl(kind="jsonl", path=path, question="problem", solution="solution", count=128)
     questions = {p.question for p in found}
     assert questions.issuperset(p.question for p in problems.load(as_jsonl))
+
+
+# ---------------------------------------------------------------- shots
+
+SHOTS = [
+    {"question": "2+3?", "answer": "2+3=<<2+3=5>>5, so five.\n#### 5"},
+    {"question": "2+4?", "answer": "The final answer is 6.\n#### 6"},
+]
+
+
+def test_shots_end_as_the_prompt_asks(tmp_path: Path) -> None:
+    spec = Gsm8k(kind="gsm8k", path=jsonl(tmp_path / "a.jsonl", SHOTS))
+    shown = problems.shots(spec, [Problem("a", "1+1?", "2")])
+    assert [problems.worked(each) for each in shown] == [
+        "2+3=5, so five.\nThe final answer is 5",
+        "The final answer is 6.",
+    ]
+
+
+def test_a_shot_that_is_asked_is_refused(tmp_path: Path) -> None:
+    spec = Gsm8k(kind="gsm8k", path=jsonl(tmp_path / "a.jsonl", SHOTS))
+    with pytest.raises(ValueError, match=r"shots: problem \w+ is also asked"):
+        problems.shots(spec, [Problem("a", "2+4?", "6")])
+
+
+def test_a_shot_without_a_solution_is_refused(tmp_path: Path) -> None:
+    spec = Jsonl(
+        kind="jsonl", path=jsonl(tmp_path / "a.jsonl", [{"question": "2+3?", "answer": "5"}])
+    )
+    with pytest.raises(ValueError, match="has no worked solution"):
+        problems.shots(spec, [])

@@ -104,6 +104,16 @@ def test_special_tokens_are_no_text(settings: list[str], make_model: Callable[..
     assert not any("<|" in text for text in stopped)
 
 
+def test_shots_come_before_each_question_and_are_part_of_what_a_run_is(
+    settings: list[str],
+) -> None:
+    before = {row["prompt_tokens"] for row in rows(sample(recipe(settings))).values()}
+    shots = ["shots.kind=arithmetic", "shots.split=train", "shots.count=2"]
+    refused("shots.kind was absent, is now", recipe(settings, *shots))
+    shown = rows(sample(recipe(settings, *shots, f"out={recipe(settings).out}-shots"))).values()
+    assert min(row["prompt_tokens"] for row in shown) > 2 * max(before)
+
+
 def test_text_ends_where_a_stop_string_begins(settings: list[str]) -> None:
     free = rows(sample(recipe(settings, "sampling.n=20")))
     letter = next(text[3] for text in (row["text"] for row in free.values()) if len(text) > 6)

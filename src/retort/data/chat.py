@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -79,11 +79,22 @@ def ask(prompt: str, question: str) -> str:
     return prompt.replace("{question}", question)
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """A user's turn and the opening of the answer; plain text for a model without a template."""
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, text: str, shots: Sequence[tuple[str, str]] = ()
+) -> list[int]:
+    """A user's turn and the opening of the answer; plain text for a model without a template.
+
+    shots: earlier turns of the user, each with its answer.
+    """
     if tokenizer.chat_template is None:
-        return tokenizer.encode(text)
-    written = _written(tokenizer, (Turn("user", text),), open_answer=True)
+        before = "".join(f"{asked}\n{answered}\n\n" for asked, answered in shots)
+        return tokenizer.encode(f"{before}{text}\n" if shots else text)
+    earlier = [
+        Turn(role, said)
+        for shot in shots
+        for role, said in zip(("user", "assistant"), shot, strict=True)
+    ]
+    written = _written(tokenizer, (*earlier, Turn("user", text)), open_answer=True)
     return tokenizer.encode(written, add_special_tokens=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from typing import Any
 
 from retort.data import arithmetic
 from retort.recipe import Arithmetic, Gsm8k, Jsonl, Math500, Problems
+
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,35 @@ def load(spec: Problems) -> list[Problem]:
     if isinstance(spec, Arithmetic):
         return _arithmetic(spec)
     return _subset(_numbered(list(_READERS[type(spec)](spec))), spec.count, spec.seed)
+
+
+def shots(spec: Problems, asked: list[Problem]) -> list[Problem]:
+    """Solved problems to show before each question.
+
+    Raises ValueError for a problem without a solution, and for one that is among those asked.
+    """
+    shown = load(spec)
+    questions = {problem.question for problem in asked}
+    for problem in shown:
+        if problem.solution is None:
+            raise ValueError(f"shots: problem {problem.id} has no worked solution to show")
+        if problem.question in questions:
+            raise ValueError(
+                f"shots: problem {problem.id} is also asked; take the shots from another split"
+            )
+    return shown
+
+
+def worked(problem: Problem) -> str:
+    """A problem's solution, ending as the paper's prompt asks: "The final answer is ...".
+
+    GSM8K's marks, for the answer and for its calculator, are left out.
+    """
+    assert problem.solution is not None
+    text = _CALCULATOR.sub("", problem.solution.rsplit("####", 1)[0]).rstrip()
+    if "final answer is" in text.lower():
+        return text
+    return f"{text}\nThe final answer is {problem.answer}"
 
 
 def _arithmetic(spec: Arithmetic) -> list[Problem]:

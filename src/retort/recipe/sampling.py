@@ -34,7 +34,9 @@ class Draft(Frozen):
 class SampleRecipe(Frozen):
     """`retort sample`: one model on one set of problems, into one run folder.
 
-    `slots` auto stands for as many as the free memory holds and are of use.
+    `slots` auto stands for as many as the free memory holds and are of use. `shots` are problems
+    with worked solutions that are asked and answered before each question: all of the set, so give
+    it a small `count`.
     """
 
     out: Path
@@ -42,6 +44,7 @@ class SampleRecipe(Frozen):
     name: str | None = None
     problems: Problems
     prompt: Prompt = PAPER_PROMPT
+    shots: Problems | None = None
     sampling: Sampling = Sampling()
     draft: Draft | None = None
     slots: PositiveInt | Literal["auto"] = "auto"

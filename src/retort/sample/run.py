@@ -47,7 +47,8 @@ def sample(recipe: SampleRecipe, cluster: Cluster | None = None) -> Path:
     problems = sets.load(recipe.problems)
     config = weights.read_config(recipe.model)
     tokenizer = load_tokenizer(recipe.model)
-    prompts = [prompt_ids(tokenizer, ask(recipe.prompt, problem.question)) for problem in problems]
+    shots = _shots(recipe, problems)
+    prompts = [prompt_ids(tokenizer, ask(recipe.prompt, each.question), shots) for each in problems]
     _check_lengths(config, recipe, max(len(prompt) for prompt in prompts))
     with _crew(recipe, cluster) as crew:
         run = Run.start(
@@ -63,6 +64,14 @@ def sample(recipe: SampleRecipe, cluster: Cluster | None = None) -> Path:
             asked = len(problems) * recipe.sampling.n
             _complete(run, crew, tokenizer, work, asked, recipe.sampling.stop)
     return recipe.out
+
+
+def _shots(recipe: SampleRecipe, problems: list[Problem]) -> list[tuple[str, str]]:
+    """The turns before each question: what the user asks, and what is answered."""
+    if recipe.shots is None:
+        return []
+    shown = sets.shots(recipe.shots, problems)
+    return [(ask(recipe.prompt, each.question), sets.worked(each)) for each in shown]
 
 
 def _crew(recipe: SampleRecipe, cluster: Cluster | None) -> AbstractContextManager[Crew]:
@@ -109,11 +118,14 @@ def _identity(recipe: SampleRecipe) -> dict[str, Any]:
         "sampling": _drawn(recipe.sampling),
         "dtype": str(dtype_of(recipe)).removeprefix("torch."),
     }
-    if recipe.draft is None:
-        return identity
-    # The same distribution, but not the same draws from it.
-    draft = {"model": fingerprint(recipe.draft.model), "tokens": recipe.draft.tokens}
-    return identity | {"draft": draft}
+    # What is not asked for is not named, so that runs that knew of none of it are the same.
+    if recipe.shots is not None:
+        identity["shots"] = recipe.shots.model_dump(mode="json")
+    if recipe.draft is not None:
+        # The same distribution, but not the same draws from it.
+        draft = {"model": fingerprint(recipe.draft.model), "tokens": recipe.draft.tokens}
+        identity["draft"] = draft
+    return identity
 
 
 def _drawn(sampling: Sampling) -> dict[str, Any]:
