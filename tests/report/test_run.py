@@ -103,6 +103,14 @@ def test_page_tells_the_facts(html: str) -> None:
     text = Page(html).text.replace("\N{NARROW NO-BREAK SPACE}", " ")
     for fact in ("5 problems · 4 completions each", "test device, 8 slots", "25 %", "1.5 M"):
         assert fact in text
+    for fact in ("Choosing one answer", "confidence-weighted vote", "an oracle (coverage)"):
+        assert fact in text
+    for fact in (
+        "Stopping early",
+        "the leader stays ahead",
+        "slow: 25 % of the completions hold no",
+    ):
+        assert fact in text
 
 
 def test_report_replaces_an_older_one(make_run: MakeRun, tmp_path: Path) -> None:
