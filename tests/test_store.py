@@ -267,8 +267,8 @@ def test_force_starts_over_and_spares_what_is_not_its_own(run: Run) -> None:
     run.completions.append([completion("a", 0)])
     run.problems.append([problem("a")])
     (run.folder / "completions" / ".part-000001.parquet.tmp").write_text("half")
-    scores = Table(run.folder / "scores-some-model", PROBLEMS)
-    scores.append([problem("a")])
+    for derived in ("scores-some-model", "verdicts-2", "votes-2"):
+        Table(run.folder / derived, PROBLEMS).append([problem("a")])
     mine = [run.folder / "notes.txt", run.folder / "completions" / "notes.txt"]
     for path in mine:
         path.write_text("mine")

@@ -166,7 +166,7 @@ def grade(
 def score(sources: Sources, json: Json = False) -> None:
     """Judge the completions of a run with a reward model; what has a score is not judged again.
 
-    Keys: run, model, kind (rlhflow, qwen, outcome), name, batch_tokens, device, dtype.
+    Keys: run, model, kind (rlhflow, qwen, outcome, verifier), name, batch_tokens, device, dtype.
     """
     from dataclasses import asdict
 
@@ -178,6 +178,27 @@ def score(sources: Sources, json: Json = False) -> None:
     console.say(", ".join(f"{name.replace('_', ' ')} {n}" for name, n in summary.items()))
     if json:
         console.print_json_line(summary)
+
+
+@app.command()
+def verifier(sources: Sources, json: Json = False) -> None:
+    """Train a verifier on the graded completions of a run; `retort score` weighs votes with it.
+
+    Keys: run, model, out, rollouts.n, rollouts.completions, rollouts.slots, seed, batch_tokens,
+    device. With rollouts it judges each step, else the whole.
+    """
+    from dataclasses import asdict
+
+    from retort import console
+    from retort.recipe import VerifierRecipe, load
+    from retort.score.training import in_words, reliability_table, train_verifier
+
+    recipe = load(VerifierRecipe, sources)
+    found = train_verifier(recipe)
+    console.print_table(reliability_table(found))
+    console.say(f"verifier: {recipe.out}; {in_words(found)}")
+    if json:
+        console.print_json_line(asdict(found))
 
 
 @app.command()

@@ -5,6 +5,7 @@
     completions/part-*.parquet      COMPLETIONS
     timing/part-*.parquet           TIMING
     verdicts-<version>/part-*.parquet   VERDICTS, one folder per grader version
+    votes-<version>/part-*.parquet      VOTES, which of their keys are equal answers
     scores-<name>/part-*.parquet    SCORES, one folder per reward model
     scores-<name>/scorer.json       which reward model that is
 
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
-from retort.tables import COMPLETIONS, PROBLEMS, SCORES, TIMING, VERDICTS, Table, write_aside
+from retort.tables import COMPLETIONS, PROBLEMS, SCORES, TIMING, VERDICTS, VOTES, Table, write_aside
 
 __all__ = [
     "COMPLETIONS",
@@ -33,6 +34,7 @@ __all__ = [
     "SCORES",
     "TIMING",
     "VERDICTS",
+    "VOTES",
     "Run",
     "Table",
     "fingerprint",
@@ -129,6 +131,9 @@ class Run:
     def verdicts(self, version: str) -> Table:
         return Table(self.folder / f"verdicts-{version}", VERDICTS)
 
+    def votes(self, version: str) -> Table:
+        return Table(self.folder / f"votes-{version}", VOTES)
+
     def verdict_versions(self) -> list[str]:
         return sorted(p.name.removeprefix("verdicts-") for p in self.folder.glob("verdicts-*"))
 
@@ -150,7 +155,8 @@ def fingerprint(folder: Path) -> str:
     """Hash of what a checkpoint folder computes, in time that does not grow with the weights.
 
     Covers configuration, tokenizer and chat template whole, and of each *.safetensors file its
-    name, its size, its header (names, shapes, types, offsets) and the first and last MiB of data. Two checkpoints that differ in the middle of a file alone share a fingerprint.
+    name, its size, its header (names, shapes, types, offsets) and the first and last MiB of data.
+    Two checkpoints that differ in the middle of a file alone share a fingerprint.
     Raises ValueError when config.json or the weights are missing or a weights file is cut short.
     """
     weights = sorted(folder.glob("*.safetensors"))
@@ -231,7 +237,7 @@ def _refuse_foreign(folder: Path) -> None:
 def _remove_content(folder: Path) -> None:
     # What was derived goes first: should this be cut off, no verdict outlives its completion.
     # run.json stays until it is replaced, so the folder is a run at every moment.
-    for pattern in ("scores-*", "verdicts-*", "timing", "completions", "problems"):
+    for pattern in ("scores-*", "votes-*", "verdicts-*", "timing", "completions", "problems"):
         for table in folder.glob(pattern):
             for path in [*table.glob("part-*.parquet"), *table.glob(".part-*.parquet.tmp")]:
                 path.unlink()

@@ -166,11 +166,6 @@ class Table:
         return self.folder / f"part-{self.next_number:06d}.parquet"
 
 
-def votes_table(run: Path, version: str) -> Table:
-    """The vote groups of a run folder's verdicts of one grader version."""
-    return Table(run / f"votes-{version}", VOTES)
-
-
 def row_keys(table: pa.Table) -> Iterator[tuple[str, int]]:
     """(problem_id, sample_idx) of each row; rows of one problem share one string object."""
     ids = table["problem_id"].combine_chunks().dictionary_encode()

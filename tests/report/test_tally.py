@@ -119,3 +119,17 @@ def test_two_runs_of_one_name_do_not_compare(make_run: MakeRun) -> None:
     run = counted(make_run("twin", OUTCOMES))
     with pytest.raises(ValueError, match="2 runs are named 'twin'"):
         check_comparable([run, run])
+
+
+def test_equal_answers_vote_together(make_run: MakeRun) -> None:
+    run = make_run("m", {"a": [RIGHT, "8!", "40320", None]})
+    assert [group.size for group in counted(run).groups_P[0]] == [1, 1, 1]
+    groups = {RIGHT: RIGHT, "8!": "40320", "40320": "40320"}
+    rows = [{"problem_id": "a", "key": key, "group": group} for key, group in groups.items()]
+    votes = run.votes("1")
+    votes.replace(rows)
+    (found,) = counted(run).groups_P
+    assert sorted(found, key=lambda group: group.size) == [VoteGroup(1, True), VoteGroup(2, False)]
+    votes.replace(rows[:2])
+    with pytest.raises(ValueError, match=f"1 answers have no .* `retort grade {run.folder}`"):
+        counted(run)

@@ -4,6 +4,9 @@ import torch
 import torch._dynamo
 import transformers.models.llama.modeling_llama
 
+import retort.grade.run
+import retort.sample.forward_cpu
+import retort.sample.run
 import retort.train.loop
 import retort.train.on_policy
 from retort.ops import conv

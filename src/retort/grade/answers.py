@@ -2,7 +2,8 @@ r"""Find the answer in a completion and decide whether it is the right one.
 
 The paper asks for 'The final answer is [answer]', so that is looked for first, then \boxed{...},
 then the "####" of GSM8K's own solutions. Two answers are equal when they are written the same after
-normalising, or are the same rational number, exactly. Equality is strict: no rounding, no hedges.
+normalising, or are the same rational number, exactly; what is left is a case for algebra, which
+`grader` has done by others. Equality is strict: no rounding, no hedges.
 """
 
 import re
@@ -11,7 +12,7 @@ from fractions import Fraction
 
 from retort.grade.notation import boxed, normalise
 
-GRADER_VERSION = "1"  # names the verdicts folder; a change of any verdict needs a new one
+GRADER_VERSION = "2"  # names the verdicts folder; a change of any verdict needs a new one
 
 MAX_ANSWER = 400  # characters; a longer slot is a paragraph, not an answer
 _MAX_SLOT = 4 * MAX_ANSWER  # bounds the patterns that are not linear; leaves room for markup
@@ -30,13 +31,20 @@ _FRACTION = re.compile(rf"(-?)(\d*)\\frac\{{(-?{_DIGITS})\}}\{{(-?{_DIGITS})\}}"
 _SCIENTIFIC = re.compile(rf"(-?{_DIGITS})\\(?:times|cdot)10\^\{{(-?\d{{1,4}})\}}")
 _POWER = re.compile(r"(\d{1,9})\^\{(-?\d{1,4})\}")
 _BASED = re.compile(r"(\w+)_\{\d+\}")
+# Times and ratios, numerals with a base, words: these are equal where they are written the same.
+_NO_ALGEBRA = re.compile(
+    r":|\d_\{|(?<![A-Za-z\\{])(?!sqrt|arc(?:sin|cos|tan)|infty|theta|alpha|beta)[A-Za-z]{4}"
+)
+_LETTER = re.compile(r"[A-Za-z]")
 
 
 @dataclass(frozen=True)
 class Verdict:
     """One completion judged; group is the key its answer votes under, None when it does not vote.
 
-    method says what decided: "string", "rational", "different" or "no answer".
+    method says what decided: "string" (written the same), "rational" (the same exact number),
+    "symbolic" (equal by algebra), "different", "timeout" (algebra took too much time or memory, so
+    the answer does not count as correct) or "no answer".
     """
 
     answer: str | None
@@ -67,42 +75,42 @@ def rational(answer: str) -> Fraction | None:
     return _value(normalise(answer))
 
 
-def equivalent(gold: str, answer: str) -> bool:
-    """Whether the two answers are equal; an empty answer equals nothing."""
-    return _decide(_Form.of(gold), _Form.of(answer)) != "different"
-
-
 def vote_key(answer: str | None) -> str | None:
     """The key an answer votes under: equal keys are equal answers; None does not vote.
 
-    One exception to the converse: 52_8 equals 52, and so does 52_9, but they are three groups.
+    The converse needs algebra: 8! and 40320, or 52_8 and 52, are equal answers with two keys.
     """
-    return None if answer is None else _Form.of(answer).key
-
-
-def judge(gold: str, answer: str | None) -> Verdict:
-    """The verdict on an extracted answer."""
-    form = None if answer is None else _Form.of(answer)
-    if form is None or form.key is None:
-        return Verdict(None, None, False, "no answer")
-    method = _decide(_Form.of(gold), form)
-    return Verdict(answer, form.key, method != "different", method)
+    return None if answer is None else Form.of(answer).key
 
 
 def grade_text(gold: str, text: str) -> Verdict:
-    """The verdict on a completion."""
-    return judge(gold, extract(text))
+    """The verdict on a completion without algebra: what would need it counts as different."""
+    answer = extract(text)
+    if answer is None:
+        return NO_ANSWER
+    form = Form.of(answer)
+    return verdict(answer, form, decide(Form.of(gold), form) or "different")
+
+
+def verdict(answer: str, form: "Form", method: str) -> Verdict:
+    """The verdict on an answer, given its form and what decided."""
+    return NO_ANSWER if form.key is None else Verdict(answer, form.key, method in EQUAL, method)
+
+
+NO_ANSWER = Verdict(None, None, False, "no answer")
+EQUAL = frozenset({"string", "rational", "symbolic"})
+"""The methods that find an answer correct."""
 
 
 @dataclass(frozen=True)
-class _Form:
+class Form:
     """An answer as it is compared: its uniform notation and its value, if it is a number."""
 
     text: str
     value: Fraction | None
 
     @classmethod
-    def of(cls, answer: str) -> "_Form":
+    def of(cls, answer: str) -> "Form":
         text = normalise(answer)
         return cls(text, _value(text))
 
@@ -110,21 +118,34 @@ class _Form:
     def key(self) -> str | None:
         return str(self.value) if self.value is not None else self.text or None
 
+    @property
+    def algebraic(self) -> bool:
+        """Whether algebra might find it equal to something that is written otherwise."""
+        return 0 < len(self.text) <= MAX_ANSWER and not _NO_ALGEBRA.search(self.text)
 
-def _decide(gold: _Form, answer: _Form) -> str:
+
+def decide(gold: Form, answer: Form) -> str | None:
+    """How the two compare, as the method of a verdict; None where that takes algebra."""
     if not gold.text or not answer.text:
         return "different"
     if gold.text == answer.text or _same_numeral(gold.text, answer.text):
         return "string"
-    if gold.value is not None and gold.value == answer.value:
-        return "rational"
-    return "different"
+    if gold.value is not None and answer.value is not None:
+        return "rational" if gold.value == answer.value else "different"
+    if _LETTER.fullmatch(gold.text) and _LETTER.fullmatch(answer.text):
+        return "different"  # x is not X, and choice A is not B
+    return None if gold.algebraic and answer.algebraic else "different"
+
+
+def plain_numeral(text: str) -> str | None:
+    """A numeral without its base: 52 of 52_8; None for what has none."""
+    match = _BASED.fullmatch(text)
+    return match.group(1) if match else None
 
 
 def _same_numeral(first: str, second: str) -> bool:
     """52_8 and 52: who leaves the base out means the one the question asked for."""
-    one, other = _BASED.fullmatch(first), _BASED.fullmatch(second)
-    return bool((one and one.group(1) == second) or (other and other.group(1) == first))
+    return plain_numeral(first) == second or plain_numeral(second) == first
 
 
 def _stated(text: str) -> str | None:

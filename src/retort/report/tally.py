@@ -18,7 +18,6 @@ from retort.report.budget import Pace
 from retort.report.metrics import VoteGroup
 from retort.report.samples import KEYS, Aggregate, Samples, Scale, aggregated, by_problem
 from retort.store import SCORER, Run
-from retort.tables import votes_table
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def _verdicts(run: Run, version: str, completions: pa.Table) -> pa.Table:
 
 def _grouped(run: Run, version: str, verdicts: pa.Table) -> pa.Table:
     """The verdicts with vote groups for keys, where the grader has worked out which are equal."""
-    votes = votes_table(run.folder, version)
+    votes = run.votes(version)
     if not votes.part_files():
         return verdicts  # of a grader whose keys are its groups
     keyed = verdicts.rename_columns({"group": "key"})
