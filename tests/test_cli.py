@@ -20,7 +20,20 @@ from retort.model.decoder import Decoder
 from retort.sample.engine import Engine
 from retort.store import Run
 
-COMMANDS = ("demo", "distill", "sample", "grade", "report", "inspect", "export", "publish", "bench")
+COMMANDS = (
+    "demo",
+    "distill",
+    "sample",
+    "grade",
+    "score",
+    "verifier",
+    "report",
+    "runs",
+    "inspect",
+    "export",
+    "publish",
+    "bench",
+)
 BENCHES = ("bench decode", "bench prefill", "bench train", "bench targets")
 # Typer itself imports pydantic, which is quick; reading a recipe's models is not needed for help.
 HEAVY = {"torch", "transformers", "datasets", "pyarrow", "duckdb", "altair", "numpy"}

@@ -32,10 +32,12 @@ def test_every_state_is_told(tmp_path: Path) -> None:
     with whole.lock():
         whole.verdicts("1").append([verdict(str(i), j, "42") for i in range(2) for j in range(3)])
         whole.verdicts("2").append([verdict("0", 0, "42")])
+        whole.scores("rm").append([{"problem_id": "0", "sample_idx": 0, "scores": [0.5]}])
     found = runs(tmp_path)
     assert [each.folder.name for each in found] == ["a", "c", "b"]
     assert [each.state for each in found] == ["0 of 6 sampled", "all sampled", "2 of 6 sampled"]
     assert [each.covered(each.verdicts) for each in found] == ["", "1, 2 (1 of 6)", ""]
+    assert [each.covered(each.scores) for each in found] == ["", "rm (1 of 6)", ""]
 
 
 def test_a_run_itself_may_be_named(tmp_path: Path) -> None:

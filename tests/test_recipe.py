@@ -475,11 +475,15 @@ BUNDLED = sorted(RECIPES.rglob("*.yaml"))
 
 @pytest.mark.parametrize("path", BUNDLED, ids=lambda path: str(path.relative_to(RECIPES)))
 def test_bundled_recipes_are_right(path: Path) -> None:
-    """A recipe for sampling may leave the model and the run's folder to the command line."""
-    if "stages" in yaml.safe_load(path.read_text(encoding="utf-8")):
+    """A recipe for sampling may leave the model and the run's folder to the command line, and one
+    that is laid over others the problems to them.
+    """
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "stages" in content:
         recipe.load(DistillRecipe, [path])
     else:
-        recipe.load(SampleRecipe, [path, "out=runs/sample", "model=bundled"])
+        rest = [] if "problems" in content else ["problems.kind=gsm8k"]
+        recipe.load(SampleRecipe, [path, "out=runs/sample", "model=bundled", *rest])
 
 
 def test_recipes_are_bundled() -> None:

@@ -91,7 +91,7 @@ def _listed(folder: Path) -> Listed:
             n=run.manifest["n"],
             completions=run.completions.rows(),
             verdicts={name: run.verdicts(name).rows() for name in run.verdict_versions()},
-            scores={},
+            scores={name: run.scores(name).rows() for name in run.score_names()},
             writer=writer(folder),
         )
     except KeyError as error:

@@ -54,6 +54,7 @@ from retort.recipe.running import (
     Tracker,
 )
 from retort.recipe.sampling import Draft, SampleRecipe, Sampling
+from retort.recipe.scoring import Rollouts, ScoreRecipe, ScorerKind, VerifierRecipe
 from retort.recipe.students import (
     Continued,
     Fresh,
@@ -109,9 +110,12 @@ __all__ = [
     "Problems",
     "Prompt",
     "RecipeError",
+    "Rollouts",
     "SampleRecipe",
     "Sampled",
     "Sampling",
+    "ScoreRecipe",
+    "ScorerKind",
     "Source",
     "Stage",
     "Student",
@@ -120,6 +124,7 @@ __all__ = [
     "Text",
     "Tracker",
     "Transplanted",
+    "VerifierRecipe",
     "Worked",
     "_Loader",
     "load",

@@ -1,0 +1,1 @@
+"""Judging completions: reward models that others have trained, and verifiers trained here."""
