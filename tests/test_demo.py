@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from retort import demo
-from retort.recipe import RECIPES
+from retort.recipe import BUNDLED_TEACHER, RECIPES
+from retort.report.run import summary_table
 
 
 @pytest.fixture
@@ -27,27 +29,54 @@ def small_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for stage in recipe["stages"]:
             stage |= {"tokens": 1200, "rows": 1, "length": 400}
         path.write_text(yaml.safe_dump(recipe))
-    path = folder / "demo" / "sample.yaml"
-    recipe = yaml.safe_load(path.read_text())
-    recipe["problems"]["count"] = 3
-    recipe["sampling"] |= {"n": 4, "max_tokens": 20}
-    path.write_text(yaml.safe_dump(recipe))
+    for name, count, n, tokens in (("sample", 3, 4, 20), ("lessons", 20, 2, 150)):
+        path = folder / "demo" / f"{name}.yaml"
+        recipe = yaml.safe_load(path.read_text())
+        recipe["problems"]["count"] = count
+        recipe["sampling"] |= {"n": n, "max_tokens": tokens}
+        path.write_text(yaml.safe_dump(recipe))
     monkeypatch.setattr(demo, "RECIPES", folder)
     return folder
 
 
 @pytest.mark.multiprocess
 @pytest.mark.usefixtures("small_recipes")
-def test_demo_ends_in_a_report_and_does_nothing_twice(tmp_path: Path) -> None:
+def test_demo_ends_in_a_report_and_does_nothing_twice(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "demo"
     curves = demo.demo(out)
     assert [model.name for model in curves.models] == ["teacher", "pure", "hybrid"]
     assert {"report.html", "coverage.png", "curves.json"} <= {path.name for path in out.iterdir()}
+    assert "warning: no verifier, so no votes weighted by one" in capfd.readouterr().err
     before = {path: path.stat().st_mtime_ns for path in (out / "samples").rglob("*.parquet")}
     models = {path: path.stat().st_mtime_ns for path in (out / "models").rglob("*")}
     demo.demo(out)
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert models == {path: path.stat().st_mtime_ns for path in models}
+
+
+@pytest.mark.usefixtures("small_recipes")
+def test_a_student_that_has_learnt_gets_a_verifier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies of the teacher stand for students, which takes no training."""
+
+    def copied(students: list[Any]) -> None:
+        for each in students:
+            if not each.folder.is_dir():
+                shutil.copytree(BUNDLED_TEACHER, each.folder)
+
+    monkeypatch.setattr(demo, "_distill_all", copied)
+    out = tmp_path / "demo"
+    curves = demo.demo(out)
+    names = [choice.name for choice in curves.models[1].choices]
+    assert names[1:] == ["best of k by verifier", "vote weighted by verifier"]
+    headings = [str(column.header) for column in summary_table(curves).columns]
+    assert headings == ["model", "k", "time", "coverage", "majority", "weighted"]
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if "models" in path.parts}
+    demo.demo(out)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 # ---------------------------------------------------------------- distillations that end early

@@ -2,7 +2,9 @@
 
 Two students are distilled side by side, each in a process of its own with one thread: small
 matrices gain nothing from more, and threads that wait for a busy core lose a great deal. Then all
-three models answer the same problems, one after the other, so that their speeds compare.
+three models answer the same problems, one after the other, so that their speeds compare; and a
+verifier on the pure student's backbone, which learns from its answers to other problems, scores all
+that they have answered.
 
 Every step continues where an earlier run of the same command stopped. SIGINT and SIGTERM end the
 distillations too, which save first.
@@ -24,14 +26,25 @@ import torch
 from retort import console
 from retort.grade.run import grade
 from retort.metrics import last_record
-from retort.recipe import RECIPES, DistillRecipe, SampleRecipe, load
+from retort.recipe import (
+    RECIPES,
+    DistillRecipe,
+    SampleRecipe,
+    ScoreRecipe,
+    VerifierRecipe,
+    load,
+)
 from retort.report.curves import Curves
 from retort.report.run import report
 from retort.sample.run import sample
+from retort.score.run import score
+from retort.score.training import train_verifier
+from retort.score.verifier import is_verifier
 from retort.train.folder import METRICS, finished, work_folder
 from retort.train.stopping import stop_requests
 
 STUDENTS = ("pure", "hybrid")
+BACKBONE = "pure"
 POLL_SECONDS = 0.5
 
 
@@ -43,16 +56,32 @@ def demo(out: Path) -> Curves:
     torch.set_num_threads(1)
     students = {name: out / "models" / name for name in STUDENTS}
     _distill_all([_Distillation(name, folder) for name, folder in students.items()])
-    runs = [_sample("teacher", "bundled", out)]
-    runs += [_sample(name, str(folder), out) for name, folder in students.items()]
-    for run in runs:
-        grade(run)
+    runs = [_sample("sample", "teacher", "bundled", out)]
+    runs += [_sample("sample", name, str(folder), out) for name, folder in students.items()]
+    _judge(runs, students[BACKBONE], out)
     return report(runs, out)
 
 
-def _sample(name: str, model: str, out: Path) -> Path:
+def _sample(recipe: str, name: str, model: str, out: Path) -> Path:
+    """A graded run of a model on the problems of a recipe."""
     settings = [f"name={name}", f"model={model}", f"out={out / 'samples' / name}"]
-    return sample(load(SampleRecipe, [RECIPES / "demo" / "sample.yaml", *settings]))
+    run = sample(load(SampleRecipe, [RECIPES / "demo" / f"{recipe}.yaml", *settings]))
+    grade(run)
+    return run
+
+
+def _judge(runs: Sequence[Path], student: Path, out: Path) -> None:
+    """Scores the runs with a verifier; without one where the lessons do not let it learn."""
+    verifier = out / "models" / "verifier"
+    if not is_verifier(verifier):
+        lessons = _sample("lessons", "lessons", str(student), out)
+        try:
+            train_verifier(VerifierRecipe(run=lessons, model=student, out=verifier))
+        except ValueError as reason:
+            console.warn(f"no verifier, so no votes weighted by one: {reason}")
+            return
+    for run in runs:
+        score(ScoreRecipe(run=run, model=verifier, kind="verifier"))
 
 
 @dataclass(frozen=True)

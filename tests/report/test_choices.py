@@ -44,6 +44,7 @@ def test_an_oracle_reaches_coverage_and_even_confidence_a_majority(samples: list
         "vote weighted by liar",
     ]
     assert [choice.scorer for choice in found.values()] == [None, *["oracle"] * 2, *["liar"] * 2]
+    assert [choice.votes for choice in found.values()] == [True, False, True, False, True]
     for i, k in enumerate(KS):
         covered = np.mean([pass_at_k(8, int(each.correct_N.sum()), k) for each in samples])
         voted = np.mean([majority_at_k(each.groups, each.correct_N, k) for each in samples])

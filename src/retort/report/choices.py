@@ -32,10 +32,13 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Choice:
-    """One way of choosing; `scorer` is the reward model that it needs, if any."""
+    """One way of choosing, by votes or by the best score; `scorer` is the reward model that it
+    needs, if any.
+    """
 
     name: str
     scorer: str | None
+    votes: bool
     points: tuple[Chosen, ...]
 
 
@@ -64,14 +67,17 @@ def choices(samples_P: Sequence[Samples], ks: Sequence[int], counts_RP: Floats) 
     def confident(each: Samples) -> Weighted:
         return weighted_vote(each.groups, each.confidence_N, each.correct_N, ks)
 
-    found = [Choice(CONFIDENCE_VOTE, None, _points(samples_P, confident, ks, counts_RP))]
+    found = [Choice(CONFIDENCE_VOTE, None, True, _points(samples_P, confident, ks, counts_RP))]
     for scorer in samples_P[0].scores:
-        for name, chance in _by_scorer(scorer, ks).items():
-            found.append(Choice(name, scorer, _points(samples_P, chance, ks, counts_RP)))
+        best, weighted = (
+            _points(samples_P, chance, ks, counts_RP) for chance in _by_scorer(scorer, ks)
+        )
+        found.append(Choice(f"best of k by {scorer}", scorer, False, best))
+        found.append(Choice(f"vote weighted by {scorer}", scorer, True, weighted))
     return found
 
 
-def _by_scorer(scorer: str, ks: Sequence[int]) -> dict[str, Callable[[Samples], Weighted]]:
+def _by_scorer(scorer: str, ks: Sequence[int]) -> tuple[Callable[[Samples], Weighted], ...]:
     def best(each: Samples) -> Weighted:
         score_N = each.of_voters(each.scores[scorer])
         return Weighted(best_of_k(score_N, each.correct_N, np.array(ks)), np.zeros(len(ks)))
@@ -79,7 +85,7 @@ def _by_scorer(scorer: str, ks: Sequence[int]) -> dict[str, Callable[[Samples], 
     def weighted(each: Samples) -> Weighted:
         return weighted_vote(each.groups, each.scores[scorer], each.correct_N, ks)
 
-    return {f"best of k by {scorer}": best, f"vote weighted by {scorer}": weighted}
+    return best, weighted
 
 
 def _points(

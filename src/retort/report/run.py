@@ -100,7 +100,8 @@ def _pictures(name: str, spec: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
 
 
 def summary_table(curves: Curves, ks: Sequence[int] = (1, 8, 32)) -> "Table":
-    """The curves at a few k for an 80-column terminal, one block of lines for each model.
+    """The curves at a few k for an 80-column terminal, one block of lines for each model. Time is
+    for a problem; votes are weighted by a scorer where all models have been scored.
 
     A k that some model has no point for is left out; the largest that all share stands in for it.
     """
@@ -108,13 +109,25 @@ def summary_table(curves: Curves, ks: Sequence[int] = (1, 8, 32)) -> "Table":
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 1, 0))
     table.add_column("model", overflow="fold")
-    for heading in ("k", "time/problem", "coverage", "majority"):
+    scored = all(_weighted(model) for model in curves.models)
+    for heading in ("k", "time", "coverage", "majority", *(["weighted"] if scored else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     shared = wording.shared_ks(curves.models, tuple(ks))
     for model in curves.models:
-        points = [point for point in model.points if point.k in shared]
-        table.add_row(_facts(model), *map("\n".join, zip(*map(_values, points), strict=True)))
+        lines = [_values(point) for point in model.points if point.k in shared]
+        if scored:
+            weights = _weighted(model)
+            lines = [(*line, _plain(weights[k])) for line, k in zip(lines, shared, strict=True)]
+        table.add_row(_facts(model), *map("\n".join, zip(*lines, strict=True)))
     return table
+
+
+def _weighted(model: ModelCurve) -> dict[int, Estimate]:
+    """By k the accuracy of votes weighted by the first scorer of the model; empty without one."""
+    for choice in model.choices:
+        if choice.scorer is not None and choice.votes:
+            return {point.k: point.accuracy for point in choice.points}
+    return {}
 
 
 def _facts(model: ModelCurve) -> "Text":
@@ -125,7 +138,7 @@ def _facts(model: ModelCurve) -> "Text":
     return Text(f"{model.name}\n{size} parameters\n{rate} tokens/s")
 
 
-def _values(point: Point) -> tuple[str, str, str, str]:
+def _values(point: Point) -> tuple[str, ...]:
     shares = (_plain(point.coverage), _plain(point.majority))
     return str(point.k), wording.seconds(point.seconds), *shares
 

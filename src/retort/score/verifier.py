@@ -81,6 +81,11 @@ class Verifier:
         return config.max_position if ATTENTION in config.layer_types else None
 
 
+def is_verifier(folder: Path) -> bool:
+    """Whether a folder holds a verifier, whole."""
+    return (folder / SETTINGS).is_file()
+
+
 def open_verifier(folder: Path, dtype: torch.dtype, device: str) -> Verifier:
     """A verifier from its folder. Raises ValueError where files are missing or do not fit."""
     settings = read_settings(folder)
