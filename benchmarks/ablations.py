@@ -71,7 +71,8 @@ VARIANTS = (
     Variant("without both", without=("mixing", "hidden")),
     Variant("stage 1 at 5e-3", mixing_lr=5e-3),
     Variant("reverse KL", direction="reverse"),
-    Variant("random start", start="random"),
+    # From nothing there is nothing to lose, and more to learn.
+    Variant("random start", start="random", mixing_lr=5e-3),
     Variant("random start, without both", without=("mixing", "hidden"), start="random"),
 )
 

@@ -11,6 +11,9 @@ import pytest
 import retort
 from retort.data.chat import ask, load_tokenizer, prompt_ids
 from retort.data.problems import load as load_problems
+from retort.grade import GRADER_VERSION, ballots
+from retort.grade import run as grading
+from retort.grade.run import grade
 from retort.recipe import SampleRecipe, load
 from retort.sample import memory
 from retort.sample import run as runs
@@ -207,6 +210,29 @@ def test_the_second_time_nothing_is_done(
     monkeypatch.delattr(Engine, "stream")  # nothing is sampled
     assert parts(sample(asked)) == before
     assert Run.open(asked.out).manifest == manifest
+
+
+def test_nothing_derived_makes_it_sample_again(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graded, graded by another version, and scored by two models."""
+    asked = recipe(settings)
+    before = parts(sample(asked))
+    run = Run.open(asked.out)
+    grade(run.folder)
+    for module in (grading, ballots):
+        monkeypatch.setattr(module, "GRADER_VERSION", "another", raising=False)
+    grade(run.folder)
+    keys = run.completions.read(["problem_id", "sample_idx"]).to_pylist()
+    with run.lock():
+        for name in ("one", "two"):
+            run.scores(name).append([key | {"scores": [0.5]} for key in keys])
+    monkeypatch.delattr(Engine, "stream")  # nothing is sampled
+    sample(asked)
+    assert run.verdict_versions() == [GRADER_VERSION, "another"]
+    assert run.score_names() == ["one", "two"]
+    assert {run.verdicts(version).rows() for version in run.verdict_versions()} == {12}
+    assert before.items() <= parts(asked.out).items()
 
 
 def test_larger_n_adds_what_is_missing(settings: list[str]) -> None:
