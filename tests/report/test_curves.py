@@ -1,8 +1,10 @@
 import json
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
+from retort.report import curves as module
 from retort.report.curves import Curves, build, default_ks
 from retort.report.metrics import wilson
 from retort.report.tally import tally
@@ -124,3 +126,15 @@ def test_summary_takes_the_ks_that_exist(make_run: MakeRun) -> None:
     assert shared_ks(models, (1, 2)) == [1, 2]
     assert shared_ks(models, (1, 8, 32)) == [1, 4]
     assert shared_ks(built(make_run("other", SURE), ks=[3, 4]).models, (1, 2)) == [4]
+
+
+def test_very_many_votes_are_counted_in_random_orders(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = {f"p{i}": ([RIGHT] * i + ["7"] * 6 + [None] * 2 + ["8"] * 8)[:16] for i in range(9)}
+    run = tally(make_run("m", outcomes), "1")
+    exact = module.votes_over(run, [1, 5, 16])
+    monkeypatch.setattr(module, "EXACT_VOTES", 0)
+    sampled = module.votes_over(run, [1, 5, 16])
+    np.testing.assert_allclose(sampled[:, [0, 2]], exact[:, [0, 2]], atol=1e-12)
+    assert 0 < np.abs(sampled[:, 1] - exact[:, 1]).max() < 4 * 0.5 / 20

@@ -64,8 +64,9 @@ def replay(
     rule: Rule,
     window: int,
     seed: int = 0,
+    orders: int = ORDERS,
 ) -> Replay:
-    """A problem's samples under a rule, averaged over `ORDERS` random orders of them.
+    """A problem's samples under a rule, averaged over so many random orders of them.
 
     groups: the vote group of each sample, numbered from 0; None never votes.
     weights: what each vote weighs in the weighted answer, not negative. The rules count votes.
@@ -85,7 +86,7 @@ def replay(
     if window < 1:
         raise ValueError(f"adaptive voting: a window of {window} samples; at least 1 is drawn")
     rng = np.random.default_rng(seed)
-    order_RN = rng.permuted(np.tile(np.arange(len(groups)), (ORDERS, 1)), axis=1)
+    order_RN = rng.permuted(np.tile(np.arange(len(groups)), (orders, 1)), axis=1)
     return along(order_RN, groups, weights, correct, rule, window)
 
 

@@ -10,15 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retort.report.adaptive import UNANIMOUS_WINDOW, Replay, Rule, replay
+from retort.report.adaptive import ORDERS, UNANIMOUS_WINDOW, Replay, Rule, replay
 from retort.report.metrics import Estimate, Floats, intervals
 from retort.report.samples import Samples
-from retort.report.selection import Weighted, best_of_k, weighted_vote
+from retort.report.selection import Weighted, best_of_k, enough_orders, weighted_vote
 
 CONFIDENCE_VOTE = "confidence-weighted vote"
 
 WINDOWS = (1, 4, 16, 64)
 """Samples between two looks of the beta rule: as many as a batch has of one problem."""
+
+
+PROBLEM_ORDERS, FEWEST_ORDERS = 8_000, 2
+"""Random orders that replays go through in all, and for a problem at least."""
 
 
 @dataclass(frozen=True)
@@ -64,26 +68,31 @@ class Stopping:
 def choices(samples_P: Sequence[Samples], ks: Sequence[int], counts_RP: Floats) -> list[Choice]:
     """Votes weighted by confidence, and for each scorer the best of k and votes weighted by it."""
 
+    orders = enough_orders(len(samples_P))
+
     def confident(each: Samples) -> Weighted:
-        return weighted_vote(each.groups, each.confidence_N, each.correct_N, ks)
+        return weighted_vote(each.groups, each.confidence_N, each.correct_N, ks, orders=orders)
 
     found = [Choice(CONFIDENCE_VOTE, None, True, _points(samples_P, confident, ks, counts_RP))]
     for scorer in samples_P[0].scores:
         best, weighted = (
-            _points(samples_P, chance, ks, counts_RP) for chance in _by_scorer(scorer, ks)
+            _points(samples_P, chance, ks, counts_RP) for chance in _by_scorer(scorer, ks, orders)
         )
         found.append(Choice(f"best of k by {scorer}", scorer, False, best))
         found.append(Choice(f"vote weighted by {scorer}", scorer, True, weighted))
     return found
 
 
-def _by_scorer(scorer: str, ks: Sequence[int]) -> tuple[Callable[[Samples], Weighted], ...]:
+def _by_scorer(
+    scorer: str, ks: Sequence[int], orders: int
+) -> tuple[Callable[[Samples], Weighted], ...]:
     def best(each: Samples) -> Weighted:
         score_N = each.of_voters(each.scores[scorer])
         return Weighted(best_of_k(score_N, each.correct_N, np.array(ks)), np.zeros(len(ks)))
 
     def weighted(each: Samples) -> Weighted:
-        return weighted_vote(each.groups, each.scores[scorer], each.correct_N, ks)
+        weights_N = each.scores[scorer]
+        return weighted_vote(each.groups, weights_N, each.correct_N, ks, orders=orders)
 
     return best, weighted
 
@@ -130,7 +139,8 @@ def _stopping(
     seconds: Callable[[float], float],
     counts_RP: Floats,
 ) -> Stopping:
-    runs = [_replayed(each, rule, window) for each in samples_P]
+    orders = min(ORDERS, max(FEWEST_ORDERS, PROBLEM_ORDERS // len(samples_P)))
+    runs = [_replayed(each, rule, window, orders) for each in samples_P]
     value_PK = np.array([[run.accuracy, run.weighted] for run in runs])
     accuracy, weighted = intervals(value_PK, counts_RP)
     drawn = float(np.mean([run.samples for run in runs]))
@@ -139,9 +149,9 @@ def _stopping(
     return Stopping(rule, window, accuracy, weighted, drawn, seconds(drawn), equal_k, saved)
 
 
-def _replayed(each: Samples, rule: Rule, window: int) -> Replay:
+def _replayed(each: Samples, rule: Rule, window: int, orders: int) -> Replay:
     weights = each.confidence_N.tolist()
-    return replay(each.groups, weights, each.correct_N.tolist(), rule, window)
+    return replay(each.groups, weights, each.correct_N.tolist(), rule, window, orders=orders)
 
 
 def equal(curve: Sequence[tuple[int, float]], accuracy: float) -> float | None:

@@ -10,6 +10,7 @@ Q quadrature nodes, J polynomial coefficients, F frequencies.
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import comb, nan, sqrt
 from typing import overload
 
@@ -168,6 +169,7 @@ def _binomial(trials: int, p: float, up_to: int) -> Floats:
     return np.array([comb(trials, j) * p**j * (1 - p) ** (trials - j) for j in range(up_to + 1)])
 
 
+@cache  # a report asks for the same few again and again
 def _unit_interval_rule(degree: int) -> tuple[Floats, Floats]:
     """Gauss-Legendre nodes and weights on [0, 1], exact for polynomials up to `degree`."""
     nodes_Q, weights_Q = np.polynomial.legendre.leggauss(degree // 2 + 1)

@@ -22,6 +22,8 @@ from retort.report.metrics import Floats
 
 ENUMERATED_SUBSETS = 2000  # up to so many the weighted vote is exact; n <= 8 has 70 at most
 RANDOM_ORDERS = 400  # standard error of one problem: at most 0.5 / sqrt(orders) = 0.025
+PROBLEM_ORDERS = 200_000  # in all: standard error of a mean over problems at most 0.0011
+FEWEST_ORDERS = 16
 # Sums of the same weights in another order differ by rounding, and are ties all the same.
 TIE_TOLERANCE = 1e-12
 
@@ -104,11 +106,12 @@ def weighted_vote(
     correct: ArrayLike,
     ks: Sequence[int],
     seed: int = 0,
+    orders: int = RANDOM_ORDERS,
 ) -> Weighted:
     """`weighted_at_k` for several k at once, with the Monte Carlo error of each.
 
-    Exact where k-subsets are few enough to go through all; else the mean over the first k of
-    `RANDOM_ORDERS` random orders, one set of orders for every k.
+    Exact where k-subsets are few enough to go through all; else the mean over the first k of so
+    many random orders, one set of orders for every k.
     """
     votes = _Votes.of(groups, scores, correct)
     values, errors = np.full(len(ks), nan), np.zeros(len(ks))
@@ -122,7 +125,7 @@ def weighted_vote(
             sampled.append(i)
     if sampled:
         asked = sorted({ks[i] for i in sampled})
-        won_KR = dict(zip(asked, votes.in_orders(asked, seed), strict=True))
+        won_KR = dict(zip(asked, votes.in_orders(asked, seed, orders), strict=True))
         for i in sampled:
             won_R = won_KR[ks[i]]
             values[i] = won_R.mean()
@@ -134,6 +137,11 @@ def _missed(n: int, k: int) -> Floats:
     """C(n-m, k) / C(n, k) for m = 0..n: the chance that k of n samples miss m given ones."""
     m_M = np.arange(n)
     return np.concatenate([[1.0], np.cumprod(np.maximum(n - k - m_M, 0) / (n - m_M))])
+
+
+def enough_orders(problems: int) -> int:
+    """Random orders of each problem's samples that a mean over so many problems needs."""
+    return min(RANDOM_ORDERS, max(FEWEST_ORDERS, PROBLEM_ORDERS // problems))
 
 
 class _Votes(NamedTuple):
@@ -171,11 +179,11 @@ class _Votes(NamedTuple):
         chosen_RK = np.array(list(combinations(range(self.n), k)))
         return float(self._won(*self._sums(chosen_RK)).mean())
 
-    def in_orders(self, ks: Sequence[int], seed: int) -> list[Floats]:
+    def in_orders(self, ks: Sequence[int], seed: int, orders: int) -> list[Floats]:
         """Of each k, ascending, the share won in each random order."""
         rng = np.random.default_rng(seed)
-        order_RN = rng.permuted(np.tile(np.arange(self.n), (RANDOM_ORDERS, 1)), axis=1)
-        sums_RG = np.zeros((RANDOM_ORDERS, len(self.correct_G)))
+        order_RN = rng.permuted(np.tile(np.arange(self.n), (orders, 1)), axis=1)
+        sums_RG = np.zeros((orders, len(self.correct_G)))
         counts_RG = np.zeros_like(sums_RG)
         won = []
         for start, stop in pairwise([0, *ks]):
