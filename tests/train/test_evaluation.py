@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 import retort
 from retort.data.chat import load_tokenizer
+from retort.grade import GRADER_VERSION
 from retort.grade.run import grade
 from retort.model.decoder import Decoder
 from retort.recipe import BUNDLED_TEACHER, Arithmetic, Evaluation, SampleRecipe, load
@@ -70,7 +71,7 @@ def test_it_finds_what_sampling_and_grading_find(
     assert min(found.truncated, found.no_answer, found.correct) > 0  # there is something to count
     run = Run.open(tmp_path / "run")
     assert found.tokens == sum(run.completions.read(["token_count"])["token_count"].to_pylist())
-    rows = run.verdicts("1").read(["problem_id", "correct"]).to_pylist()
+    rows = run.verdicts(GRADER_VERSION).read(["problem_id", "correct"]).to_pylist()
     by_problem = [
         sum(r["correct"] for r in rows if r["problem_id"] == p.id) for p in questions.problems
     ]
