@@ -44,7 +44,6 @@ EAGER_IN_CLI = {"console", "recipe"}
 
 HEAVY = {"torch", "transformers"}
 LIGHT_UNITS = {*RUNS, "grade", "report"}
-LIGHT_EXCEPT = {"grade/reward.py"}
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def eager_cli_imports(imports: list[Import]) -> list[str]:
 
 
 def heavy_imports(imports: list[Import]) -> list[str]:
-    light = [i for i in imports if i.source in LIGHT_UNITS and i.file not in LIGHT_EXCEPT]
+    light = [i for i in imports if i.source in LIGHT_UNITS]
     return [str(i) for i in light if i.top in HEAVY]
 
 
@@ -245,7 +244,6 @@ def test_eager_command_line_is_found(tmp_path: Path, source: str, wrong: int) ->
         ("report/metrics.py", "def f():\n    import torch", 1),
         ("grade/answers.py", "from transformers import AutoTokenizer", 1),
         ("grade/run.py", "import torch.nn", 1),
-        ("grade/reward.py", "import torch, transformers", 0),
         ("report/plots.py", "import altair", 0),
     ],
 )

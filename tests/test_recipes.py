@@ -206,3 +206,10 @@ def test_sampling_recipes_can_be_laid_over_one_another(sources: list[str]) -> No
     assert (recipe.sampling.n, recipe.sampling.temperature) == (256, 0.8)
     assert bool(recipe.shots) == bool(recipe.sampling.stop) == ("four-shot" in sources)
     assert ("boxed" in recipe.prompt) == ("boxed" in sources)
+
+
+def test_shots_need_a_count() -> None:
+    sources = ["sample/gsm8k.yaml", "model=m", "out=o", "shots.kind=gsm8k", "shots.split=train"]
+    with pytest.raises(ValueError, match=r"shots: say how many .*shots\.count=4"):
+        load(SampleRecipe, sources)
+    assert load(SampleRecipe, [*sources, "shots.count=4"]).shots

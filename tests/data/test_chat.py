@@ -303,6 +303,8 @@ def test_unreadable_tokenizers(
     with pytest.raises(ValueError, match=f"{tmp_path}: .*tokenizer") as caught:
         load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
+        load_tokenizer(tmp_path / "nowhere")
 
 
 def test_shots_are_earlier_turns(tokenizer: PreTrainedTokenizerFast) -> None:

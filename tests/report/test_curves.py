@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,6 +110,19 @@ def test_json_holds_the_curves(make_run: MakeRun) -> None:
     assert point["k"] == 1
     assert point["coverage"]["value"] == pytest.approx(0.375)
     assert document["comparison"]["standings"][0]["name"] == "m"
+
+
+def test_curves_of_another_release_are_refused(make_run: MakeRun, tmp_path: Path) -> None:
+    path = tmp_path / "curves.json"
+    curves = built(make_run("m", SURE))
+    path.write_text(curves.to_json())
+    assert Curves.read(path) == curves
+    path.write_text('{"format": 1, "models": []}')
+    with pytest.raises(ValueError, match="format 1 of another release, and this one reads 2"):
+        Curves.read(path)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match=r"not the curves\.json of a report"):
+        Curves.read(path)
 
 
 def test_percent_is_0_or_100_only_when_it_is() -> None:

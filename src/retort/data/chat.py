@@ -46,6 +46,8 @@ class Document:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint folder. Raises ValueError when there is none."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; a tokenizer is read from a model's folder")
     if not (folder / "tokenizer_config.json").is_file():
         raise ValueError(
             f"{folder}: no tokenizer here (tokenizer_config.json is missing); copy that of the "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from retort.recipe.base import PAPER_PROMPT, Frozen, ModelFolder, Prompt
 from retort.recipe.data import Problems
@@ -35,8 +35,7 @@ class SampleRecipe(Frozen):
     """`retort sample`: one model on one set of problems, into one run folder.
 
     `slots` auto stands for as many as the free memory holds and are of use. `shots` are problems
-    with worked solutions that are asked and answered before each question: all of the set, so give
-    it a small `count`.
+    with worked solutions that are asked and answered before each question, `count` of them.
     """
 
     out: Path
@@ -51,3 +50,10 @@ class SampleRecipe(Frozen):
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     force: bool = False
+
+    @model_validator(mode="after")
+    def _few_shots(self) -> Self:
+        # Sets have thousands of problems, and all of them in one prompt is what nobody asks for.
+        if self.shots is not None and "count" not in self.shots.model_fields_set:
+            raise ValueError("shots: say how many examples to show, such as shots.count=4")
+        return self

@@ -115,6 +115,13 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Stamp:
+    """What every curves.json holds, of whichever release."""
+
+    format: int
+
+
+@dataclass(frozen=True)
 class Curves:
     """Everything a report says; `to_json` is the content of curves.json."""
 
@@ -134,6 +141,12 @@ class Curves:
         """The curves of an earlier report. Raises ValueError when the file holds none."""
         text = path.read_bytes()
         try:
+            found = TypeAdapter(Stamp).validate_json(text).format
+            if found != FORMAT:
+                raise ValueError(
+                    f"{path}: format {found} of another release, and this one reads {FORMAT}; "
+                    "make it again with `retort report`"
+                )
             return TypeAdapter(Curves).validate_json(text)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
