@@ -14,6 +14,7 @@ from retort.report.adaptive import (
     Replay,
     Rule,
     along,
+    enough,
     leads,
     replay,
 )
@@ -57,6 +58,13 @@ def share(
     top = [group for group, total in totals.items() if total == max(totals.values())]
     right = {group: correct[i] for i, group in enumerate(groups) if group is not None}
     return sum(right[group] for group in top) / max(1, len(top))
+
+
+def test_votes_that_are_needed_are_the_fewest_that_lead() -> None:
+    needed = enough(300)
+    assert len(needed) == 301
+    for second in (*range(40), 300):
+        assert leads(needed[second], second) >= CONFIDENCE > leads(needed[second] - 1, second)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -4,7 +4,7 @@ A problem's samples come in random orders, a window at a time: what a batch has 
 finished before anyone looks. After each window a rule decides whether to go on; the answer is the
 vote over all that was drawn.
 
-Shape suffixes: N samples, W windows, R random orders, G vote groups.
+Shape suffixes: N samples, R random orders, G vote groups.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import comb
+from math import comb, exp, lgamma, log
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from retort.report.metrics import Floats
+from retort.report.orders import Ints, stopped_early
+from retort.report.samples import SILENT
 
 Rule = Literal["beta", "unanimous"]
 
@@ -31,8 +31,6 @@ UNANIMOUS_WINDOW = 5
 """Samples that the unanimous rule looks at together, as published."""
 
 ORDERS = 40
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,30 @@ def leads(first: int, second: int) -> float:
     """
     trials = first + second + 1
     return sum(comb(trials, i) for i in range(first + 1)) / 2**trials
+
+
+@cache
+def enough(second: int) -> list[int]:
+    """The fewest votes with which a leading answer settles it by the beta rule, against a next one
+    of 0, 1, ... and at last `second` votes.
+
+    With a vote more for either, `leads` changes by one binomial probability.
+    """
+    needed: list[int] = []
+    first, lead = 0, 0.5
+    for votes in range(second + 1):
+        while lead < CONFIDENCE:
+            first += 1
+            lead += half_binomial(first + votes, first) / 2
+        needed.append(first)
+        lead -= half_binomial(first + votes + 1, votes + 1) / 2
+    return needed
+
+
+def half_binomial(trials: int, successes: int) -> float:
+    """P(Binomial(trials, 1/2) = successes)."""
+    ways = lgamma(trials + 1) - lgamma(successes + 1) - lgamma(trials - successes + 1)
+    return exp(ways - trials * log(2))
 
 
 def replay(
@@ -99,67 +121,17 @@ def along(
     window: int,
 ) -> Replay:
     """`replay` in given orders of the samples."""
-    silent = 1 + max((group for group in groups if group is not None), default=-1)
-    group_N = np.array([silent if group is None else group for group in groups])
-    right_G = np.bincount(group_N, np.asarray(correct), silent + 1)[:silent] > 0
-    ends = [*range(window, len(groups), window), len(groups)]
-    counts_WRG = _running(group_N[order_RN], np.ones(order_RN.shape), ends, silent)
-    weights_WRG = _running(group_N[order_RN], np.asarray(weights)[order_RN], ends, silent)
-    stop_R = _first(_settled(rule, counts_WRG, ends))
-    rows_R = np.arange(len(order_RN))
-    counts_RG, weights_RG = counts_WRG[stop_R, rows_R], weights_WRG[stop_R, rows_R]
-    return Replay(
-        accuracy=float(_won(counts_RG, counts_RG, right_G).mean()),
-        weighted=float(_won(counts_RG, weights_RG, right_G).mean()),
-        samples=float(np.array(ends)[stop_R].mean()),
+    group_N = np.array([SILENT if group is None else group for group in groups], np.int64)
+    size_G = np.bincount(group_N + 1)[1:]
+    right_G = np.bincount(group_N + 1, np.asarray(correct))[1:] > 0
+    next_largest = int(np.sort(np.append(size_G, [0, 0]))[-2])
+    found = stopped_early(
+        order_RN,
+        group_N,
+        np.asarray(weights, np.float64),
+        right_G,
+        window,
+        rule == "unanimous",
+        np.array(enough(next_largest)),
     )
-
-
-def _running(group_RN: Ints, weight_RN: Floats, ends: Sequence[int], groups: int) -> Floats:
-    """Weight of each group's votes up to the end of each window, (W, R, G)."""
-    orders = len(group_RN)
-    window_N = np.searchsorted(ends, np.arange(group_RN.shape[1]), side="right")
-    cell_RN = (window_N * orders + np.arange(orders)[:, None]) * (groups + 1) + group_RN
-    size = len(ends) * orders * (groups + 1)
-    added = np.bincount(cell_RN.ravel(), weight_RN.ravel(), size)
-    return added.reshape(len(ends), orders, groups + 1)[..., :-1].cumsum(axis=0)
-
-
-def _settled(rule: Rule, counts_WRG: Floats, ends: Sequence[int]) -> NDArray[np.bool_]:
-    """Whether each order may stop after each window, (W, R)."""
-    match rule:
-        case "beta":
-            return _beta(counts_WRG)
-        case "unanimous":
-            return _unanimous(counts_WRG, ends)
-
-
-def _beta(counts_WRG: Floats) -> NDArray[np.bool_]:
-    padded = np.pad(
-        counts_WRG, ((0, 0), (0, 0), (2, 0))
-    )  # two rivals of no votes, if none is there
-    second_WR, first_WR = np.partition(padded, -2, axis=-1)[..., -2:].transpose(2, 0, 1)
-    chances = np.vectorize(leads, otypes=[np.float64])
-    return chances(first_WR.astype(int), second_WR.astype(int)) >= CONFIDENCE
-
-
-def _unanimous(counts_WRG: Floats, ends: Sequence[int]) -> NDArray[np.bool_]:
-    added_WRG = np.diff(counts_WRG, axis=0, prepend=0)
-    sizes_W1 = np.diff(ends, prepend=0)[:, None]
-    return added_WRG.max(axis=-1, initial=0) == sizes_W1
-
-
-def _first(settled_WR: NDArray[np.bool_]) -> Ints:
-    """The window after which each order stops: the first settled one, else the last."""
-    settled_WR[-1] = True
-    return settled_WR.argmax(axis=0)
-
-
-def _won(counts_RG: Floats, weights_RG: Floats, right_G: NDArray[np.bool_]) -> Floats:
-    """The share of the heaviest answers that are right; 0 where nothing voted."""
-    if not len(right_G):
-        return np.zeros(len(counts_RG))
-    voted_RG = counts_RG > 0
-    most_R1 = weights_RG.max(axis=1, keepdims=True)
-    on_top_RG = (weights_RG >= most_R1 * (1 - 1e-12)) & voted_RG
-    return on_top_RG[:, right_G].sum(axis=1) / np.maximum(on_top_RG.sum(axis=1), 1)
+    return Replay(*(float(each_R.mean()) for each_R in found))

@@ -11,23 +11,21 @@ scores, M numbers of given samples.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from itertools import combinations, pairwise
+from itertools import combinations
 from math import comb, isnan, nan
 from typing import NamedTuple, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from retort.report.metrics import Floats
+from retort.report.orders import Bools, Ints, shares_right
+from retort.report.samples import SILENT
 
 ENUMERATED_SUBSETS = 2000  # up to so many the weighted vote is exact; n <= 8 has 70 at most
 RANDOM_ORDERS = 400  # standard error of one problem: at most 0.5 / sqrt(orders) = 0.025
 PROBLEM_ORDERS = 200_000  # in all: standard error of a mean over problems at most 0.0011
 FEWEST_ORDERS = 16
-# Sums of the same weights in another order differ by rounding, and are ties all the same.
-TIE_TOLERANCE = 1e-12
-
-Bools = NDArray[np.bool_]
 
 
 class Weighted(NamedTuple):
@@ -145,9 +143,9 @@ def enough_orders(problems: int) -> int:
 
 
 class _Votes(NamedTuple):
-    """The votes of a problem: group, or the last one for silence, and weight of each sample."""
+    """The votes of a problem: group, or `SILENT`, and weight of each sample."""
 
-    group_N: NDArray[np.int64]
+    group_N: Ints
     weight_N: Floats
     correct_G: Bools
 
@@ -167,8 +165,7 @@ class _Votes(NamedTuple):
         ]
         named = (group for group in dict.fromkeys(voting) if group is not None)
         index = {group: i for i, group in enumerate(named)}
-        silent = len(index)
-        group_N = np.array([silent if each is None else index[each] for each in voting])
+        group_N = np.array([SILENT if each is None else index[each] for each in voting], np.int64)
         return cls(group_N, np.nan_to_num(score_N), _agreed(group_N, correct_N, len(index)))
 
     @property
@@ -177,44 +174,25 @@ class _Votes(NamedTuple):
 
     def over_subsets(self, k: int) -> float:
         chosen_RK = np.array(list(combinations(range(self.n), k)))
-        return float(self._won(*self._sums(chosen_RK)).mean())
+        return float(self._shares(chosen_RK, [k]).mean())
 
-    def in_orders(self, ks: Sequence[int], seed: int, orders: int) -> list[Floats]:
-        """Of each k, ascending, the share won in each random order."""
+    def in_orders(self, ks: Sequence[int], seed: int, orders: int) -> Floats:
+        """The share won with each k, ascending, in each random order, (K, R)."""
         rng = np.random.default_rng(seed)
         order_RN = rng.permuted(np.tile(np.arange(self.n), (orders, 1)), axis=1)
-        sums_RG = np.zeros((orders, len(self.correct_G)))
-        counts_RG = np.zeros_like(sums_RG)
-        won = []
-        for start, stop in pairwise([0, *ks]):
-            more = self._sums(order_RN[:, start:stop])
-            sums_RG, counts_RG = sums_RG + more[0], counts_RG + more[1]
-            won.append(self._won(sums_RG, counts_RG))
-        return won
+        return self._shares(order_RN, ks)
 
-    def _sums(self, chosen_RK: NDArray[np.int64]) -> tuple[Floats, Floats]:
-        """Weight and number of the votes of each group among the chosen samples."""
-        rows, groups = len(chosen_RK), len(self.correct_G) + 1
-        cell = (np.arange(rows)[:, None] * groups + self.group_N[chosen_RK]).ravel()
-        sums = np.bincount(cell, self.weight_N[chosen_RK].ravel(), rows * groups)
-        counts = np.bincount(cell, np.ones(len(cell)), rows * groups)
-        sums_RG, counts_RG = (x.astype(float).reshape(rows, groups) for x in (sums, counts))
-        return sums_RG[:, :-1], counts_RG[:, :-1]
-
-    def _won(self, sums_RG: Floats, counts_RG: Floats) -> Floats:
-        """The share of the groups on top that are right; 0 where none has a vote."""
-        if not len(self.correct_G):
-            return np.zeros(len(sums_RG))
-        sums_RG = np.where(counts_RG > 0, sums_RG, -1)
-        most_R1 = sums_RG.max(axis=1, keepdims=True)
-        on_top_RG = (sums_RG >= most_R1 - TIE_TOLERANCE * most_R1) & (counts_RG > 0)
-        return on_top_RG[:, self.correct_G].sum(axis=1) / np.maximum(on_top_RG.sum(axis=1), 1)
+    def _shares(self, order_RN: Ints, ks: Sequence[int]) -> Floats:
+        shares: Floats = shares_right(
+            order_RN, self.group_N, self.weight_N, self.correct_G, np.array(ks)
+        )
+        return shares
 
 
-def _agreed(group_N: NDArray[np.int64], correct_N: Bools, groups: int) -> Bools:
+def _agreed(group_N: Ints, correct_N: Bools, groups: int) -> Bools:
     """Whether each group is right. Raises ValueError where its samples differ."""
-    size_G = np.bincount(group_N, minlength=groups + 1)[:groups]
-    right_G = np.bincount(group_N, correct_N, groups + 1)[:groups]
+    size_G = np.bincount(group_N + 1, minlength=groups + 1)[1:]
+    right_G = np.bincount(group_N + 1, correct_N, groups + 1)[1:]
     if ((right_G > 0) & (right_G < size_G)).any():
         raise ValueError(
             "weighted vote: an answer is judged both right and wrong; samples of one vote group "
