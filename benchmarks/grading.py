@@ -1,6 +1,6 @@
 """How far the grader agrees with public answers, what it makes of wrong ones, and its speed.
 
-    python benchmarks/grading.py DATA [--workers 2]
+    python benchmarks/grading.py DATA benchmarks/results/grading.json [--workers 2]
 
 DATA has gsm8k_test.jsonl, math500_test.jsonl, math_train4500.jsonl (problems with answers) and
 equivalence.jsonl (judged pairs: gold, pred, equal); what is absent is left out.
@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import random
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from retort import console
+from retort import __version__, console
 from retort.grade import Grader, normalise, rational
 
 WORDINGS: dict[str, Callable[[str], str]] = {
@@ -134,15 +135,39 @@ def _is_expression(text: str) -> bool:
 # Measuring
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Verdicts on some pairs: how many there are, how many are as they should be, and the time."""
+
+    what: str
+    pairs: int
+    right: int
+    seconds: float
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
     parser.add_argument("--workers", type=int, default=2)
     asked = parser.parse_args()
-    table = Table("what", "as it should be", "of", "share", "per second")
+    found = []
     for what, pairs, equal in trials(asked.data):
-        table.add_row(what, *measured(asked.workers, pairs, equal))
-    console.print_table(table)
+        found.append(measured(what, asked.workers, pairs, equal))
+        console.say(f"{what}: {found[-1].right} of {len(pairs)}, {found[-1].seconds:.1f} s")
+    console.print_table(table(found))
+    about = {"machine": platform.machine(), "retort": __version__, "workers": asked.workers}
+    about["trials"] = [asdict(each) for each in found]
+    asked.out.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def table(found: Sequence[Measured]) -> Table:
+    result = Table("what", "as it should be", "of", "share", "per second")
+    for each in found:
+        share = f"{100 * each.right / each.pairs:.2f} %"
+        pace = f"{each.pairs / each.seconds:.0f}"
+        result.add_row(each.what, str(each.right), str(each.pairs), share, pace)
+    return result
 
 
 def trials(data: Path) -> Iterator[Trial]:
@@ -188,8 +213,7 @@ def _as_sampled(golds: Sequence[str], n: int = 32) -> tuple[list[Pair], list[boo
     return pairs, equal
 
 
-def measured(workers: int, pairs: list[Pair], equal: list[bool]) -> tuple[str, ...]:
-    """How many verdicts are as they should be, of how many, the share, and verdicts a second."""
+def measured(what: str, workers: int, pairs: list[Pair], equal: list[bool]) -> Measured:
     with Grader(workers=workers) as grader:
         # the workers start and read their first expression: not what is timed
         grader.judge([(f"x+{i}", f"{i}+x") for i in range(8 * workers)])
@@ -197,8 +221,7 @@ def measured(workers: int, pairs: list[Pair], equal: list[bool]) -> tuple[str, .
         verdicts = grader.grade(pairs)
         seconds = time.perf_counter() - begun
     right = sum(each.correct == as_judged for each, as_judged in zip(verdicts, equal, strict=True))
-    share, pace = f"{100 * right / len(pairs):.2f} %", f"{len(pairs) / seconds:.0f}"
-    return str(right), str(len(pairs)), share, pace
+    return Measured(what, len(pairs), right, seconds)
 
 
 if __name__ == "__main__":

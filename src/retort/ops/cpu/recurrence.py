@@ -9,12 +9,18 @@ Shapes: E channels, W past inputs (taps less one), K taps, P head channels, N st
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+from numba import types
+from numba.core.typing.templates import Signature
 from numpy.typing import NDArray
 
-from retort.ops.cpu.jit import inner
+from retort.ops.cpu import vectors as vector
+from retort.ops.cpu.jit import generated, inner
 from retort.ops.cpu.maths import silu
-from retort.ops.cpu.storage import fetch_ahead
+from retort.ops.cpu.vectors import FAST, LANES, WORD
 
 F = np.float32
 Floats = NDArray[np.float32]
@@ -74,13 +80,78 @@ def update(
     y_P: Floats,
 ) -> None:
     """S = decay S + scale b x^T, in place, and y = S^T c + skip x."""
-    for p in range(x_P.size):
+    width, first = x_P.size, 0
+    while width - first >= 4 * LANES:
+        _update_4(state_NP, x_P, b_N, c_N, decay, scale, skip, y_P, first)
+        first += 4 * LANES
+    while width - first >= LANES:
+        _update_1(state_NP, x_P, b_N, c_N, decay, scale, skip, y_P, first)
+        first += LANES
+    for p in range(first, width):
         y_P[p] = skip * x_P[p]
-    # One state at a time: for several the compiler cannot tell that none overlaps another.
     for n in range(b_N.size):
-        state_P, b, c = state_NP[n], scale * b_N[n], c_N[n]
-        fetch_ahead(state_P, AHEAD)
-        for p in range(x_P.size):
-            s = decay * state_P[p] + b * x_P[p]
-            state_P[p] = s
+        b, c = scale * b_N[n], c_N[n]
+        for p in range(first, width):
+            s = decay * state_NP[n, p] + b * x_P[p]
+            state_NP[n, p] = s
             y_P[p] += c * s
+
+
+def _update_of(vectors: int) -> Any:
+    """`update` of so many vectors' columns, whose x and y stay in registers meanwhile."""
+
+    def columns(
+        typing: Any,
+        state_NP: Any,
+        x_P: Any,
+        b_N: Any,
+        c_N: Any,
+        decay: Any,
+        scale: Any,
+        skip: Any,
+        y_P: Any,
+        first: Any,
+    ) -> tuple[Signature, Callable[..., Any]]:
+        numbers = types.float32, types.float32, types.float32
+        signature = types.void(state_NP, x_P, b_N, c_N, *numbers, y_P, types.int64)
+
+        def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
+            kinds = signature.args
+            state, x, b, c, y = (
+                vector.start_of(context, builder, kinds[i], args[i]) for i in (0, 1, 2, 3, 7)
+            )
+            states, width = vector.lengths_of(context, builder, kinds[0], args[0])
+            decay, scale, skip, first = args[4], args[5], args[6], args[8]
+            places = [builder.add(first, WORD(i * LANES)) for i in range(vectors)]
+            x_V = [vector.load(builder, x, place) for place in places]
+            decays, skips = vector.splat(builder, decay), vector.splat(builder, skip)
+
+            def step(n: Any, y_V: list[Any]) -> list[Any]:
+                added = builder.fmul(scale, builder.load(builder.gep(b, [n])))
+                b_V, c_V = (
+                    vector.splat(builder, each)
+                    for each in (added, builder.load(builder.gep(c, [n])))
+                )
+                result = []
+                for place, x_L, y_L in zip(places, x_V, y_V, strict=True):
+                    offset = builder.add(builder.mul(n, width), place)
+                    ahead = builder.add(offset, builder.mul(width, WORD(AHEAD)))
+                    vector.fetch(builder, state, ahead)
+                    kept = builder.fmul(decays, vector.load(builder, state, offset), flags=FAST)
+                    s = vector.fused(builder, b_V, x_L, kept)
+                    vector.store(builder, s, state, offset)
+                    result.append(vector.fused(builder, c_V, s, y_L))
+                return result
+
+            skipped = [builder.fmul(skips, x_L, flags=FAST) for x_L in x_V]
+            y_V = vector.loop(builder, states, skipped, step)
+            for place, y_L in zip(places, y_V, strict=True):
+                vector.store(builder, y_L, y, place)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return generated(columns)
+
+
+_update_4, _update_1 = _update_of(4), _update_of(1)
