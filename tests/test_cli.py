@@ -32,6 +32,7 @@ COMMANDS = (
     "inspect",
     "export",
     "publish",
+    "doctor",
     "bench",
 )
 BENCHES = ("bench decode", "bench prefill", "bench train", "bench targets")
@@ -167,6 +168,25 @@ print(*sys.modules, file=sys.stderr)
     loaded = set(done.stderr.split())
     assert "retort.cli" in loaded
     assert not loaded & (HEAVY | LATER)
+
+
+def test_alone_it_says_where_to_begin(command: Command) -> None:
+    alone = command()
+    assert (alone.code, alone.err) == (0, "")
+    named = set(re.findall(r"^  retort (\w+)", alone.out, re.MULTILINE))
+    assert named == {"demo", "doctor", "distill", "sample", "grade", "report"} <= set(COMMANDS)
+    assert max(map(len, alone.out.splitlines())) <= 80
+
+
+def test_doctor_ends_with_1_where_something_is_missing(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    rows = command("doctor", "--json").last
+    assert {"what", "found", "fine", "needed", "advice"} == set(rows[0])
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "none"))
+    found = command("doctor")
+    assert (found.code, "MISSING" in found.out) == (1, True)
 
 
 # The whole path

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from retort.cli import bench, models, runs, training
+from retort.cli import bench, machine, models, runs, training
 from retort.cli.options import is_main_process
 
 COMMANDS: list[Callable[..., None]] = [
@@ -21,11 +21,12 @@ COMMANDS: list[Callable[..., None]] = [
     models.inspect,
     models.export,
     models.publish,
+    machine.doctor,
 ]
 
 app = typer.Typer(
-    help="Distil a Transformer into a subquadratic student, sample it fast, show what that buys.",
-    no_args_is_help=True,
+    callback=machine.first,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

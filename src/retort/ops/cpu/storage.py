@@ -15,6 +15,7 @@ from retort.ops.cpu.maths import from_bits, to_bits
 
 INT: Any = np.int32
 
+
 def widened(x: Any) -> float:
     """A stored number, float32 or the bits of a bfloat16, as a float32. For kernels alone."""
     raise NotImplementedError
