@@ -24,7 +24,7 @@ LIBRARY: dict[str, set[str]] = LEAVES | {
     "sample": {*RUNS, "ops", "model", "data"},
     "train": {*RUNS, "trackers", "ops", "model", "data", "sample", "grade"},
     "grade": RUNS,
-    "score": {*RUNS, "model", "data", "sample", "grade"},
+    "score": {*RUNS, "model", "data", "sample", "grade", "report"},
     "report": RUNS,
     "bench": {"recipe", "console", "ops", "model", "data", "sample", "train", "report", "tables"},
     "inspection": {"console", "model"},

@@ -17,6 +17,7 @@ from retort.report.run import summary_table
 from retort.store import Run
 
 from .pages import HOSTILE, Page
+from .test_choices import scored
 
 MakeRun = Callable[..., Run]
 
@@ -28,7 +29,10 @@ FILES = {
     "coverage.svg",
     "majority.png",
     "majority.svg",
+    "reliability.png",
+    "reliability.svg",
 }
+SCORER = "judge &lt;b&gt;"
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +40,7 @@ def made(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[C
     outcomes = {f"p{i}": [RIGHT, "7", None, HOSTILE] for i in range(5)}
     quick = make_run(f"quick [red] {HOSTILE}", outcomes, 4000, text=lambda *key: f"{HOSTILE} {key}")
     slow = make_run("slow", outcomes, 1000)
+    scored(slow, SCORER, lambda i: [0.9 if i == 0 else 0.3], "probability")
     out = tmp_path_factory.mktemp("report")
     return report([quick.folder, slow.folder], out), out
 
@@ -51,12 +56,13 @@ def test_every_file_is_written_whole(made: tuple[Curves, Path]) -> None:
     assert json.loads((out / "curves.json").read_text()) == json.loads(curves.to_json())
 
 
-@pytest.mark.parametrize("measure", ["coverage", "majority"])
+@pytest.mark.parametrize("measure", ["coverage", "majority", "reliability"])
 def test_pictures(made: tuple[Curves, Path], measure: str) -> None:
     png = (made[1] / f"{measure}.png").read_bytes()
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
     assert len(png) > 20_000
-    assert int.from_bytes(png[16:20], "big") > 1500  # pixels across two panels, at double density
+    panels = 1 if measure == "reliability" else 2
+    assert int.from_bytes(png[16:20], "big") > 750 * panels  # pixels across, at double density
     svg = ElementTree.fromstring((made[1] / f"{measure}.svg").read_text())
     assert svg.tag.endswith("svg")
     assert any(text == "slow" for text in svg.itertext())
@@ -93,8 +99,8 @@ def test_figures_are_in_the_page(html: str) -> None:
     page = Page(html)
     figures = json.loads(page.figures)
     places = [attrs["id"] for _, attrs in page.tags if attrs.get("class") == "chart"]
-    assert places == ["coverage-seconds", "coverage-k", "majority-seconds", "majority-k"]
-    assert places == list(figures["specs"])
+    drawn = ["coverage-seconds", "coverage-k", "majority-seconds", "majority-k", "reliability-0"]
+    assert places == drawn == list(figures["specs"])
     values = figures["specs"]["coverage-k"]["data"]["values"]
     assert {value["model"] for value in values} == {f"quick [red] {HOSTILE}", "slow"}
 
@@ -105,6 +111,9 @@ def test_page_tells_the_facts(html: str) -> None:
         assert fact in text
     for fact in ("Choosing one answer", "confidence-weighted vote", "an oracle (coverage)"):
         assert fact in text
+    # 0.9 for what is right and 0.3 for what is not
+    for fact in ("What scores are worth", f"Of {SCORER}, in this order.", "0.250", "1.000"):
+        assert fact in text
     for fact in (
         "Stopping early",
         "the leader stays ahead",
@@ -114,12 +123,15 @@ def test_page_tells_the_facts(html: str) -> None:
 
 
 def test_report_replaces_an_older_one(make_run: MakeRun, tmp_path: Path) -> None:
-    for name in ("older", "newer"):
-        report([make_run(name, {"p": [RIGHT]}).folder], tmp_path)
+    older, newer = (make_run(name, {"p": [RIGHT]}) for name in ("older", "newer"))
+    scored(older, "rm", lambda i: [0.5], "probability")
+    for run in (older, newer):
+        report([run.folder], tmp_path)
     assert [
         model["name"] for model in json.loads((tmp_path / "curves.json").read_text())["models"]
     ] == ["newer"]
-    assert {path.name for path in tmp_path.iterdir()} == FILES
+    pictures = {"reliability.png", "reliability.svg"}
+    assert {path.name for path in tmp_path.iterdir()} == FILES - pictures
 
 
 def test_a_mistake_writes_nothing(make_run: MakeRun, tmp_path: Path) -> None:

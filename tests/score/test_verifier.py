@@ -1,7 +1,6 @@
 """Verifiers: what they see, what they learn of a run, and scores by them."""
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from retort.data.chat import ask, prompt_ids
 from retort.grade import GRADER_VERSION, Verdict, extract
 from retort.model.decoder import Decoder
 from retort.recipe import Rollouts, ScoreRecipe, VerifierRecipe
+from retort.report.reliability import calibration_error, ranking, reliability
 from retort.sample.engine import Engine, Request
 from retort.sample.tokens import SamplingParams
 from retort.score import rollouts
-from retort.score.calibration import balanced, calibration_error, platt, ranking, reliability
+from retort.score.calibration import balanced, platt
 from retort.score.examples import Example, split_by_problem
 from retort.score.features import features
 from retort.score.head import Examples, fit_head
@@ -91,10 +91,13 @@ def test_head_finds_what_matters_and_is_calibrated() -> None:
     truth_N = (300 * (test.x_NF[:, 8].double() - 5) - 4).sigmoid()
     score_N = head.logits(test.x_NF).sigmoid()
     assert (score_N - truth_N).abs().mean() < 0.03
-    bins = reliability(score_N, test.y_N, test.weight_N)
-    before = reliability(raw.logits(test.x_NF).sigmoid(), test.y_N, test.weight_N)
-    assert calibration_error(bins) < 0.03 < 0.1 < calibration_error(before)
-    assert ranking(score_N, test.y_N, test.weight_N) > 0.9
+    before_N = raw.logits(test.x_NF).sigmoid()
+    score, before, *truth = (
+        each.double().numpy() for each in (score_N, before_N, test.y_N, test.weight_N)
+    )
+    bins = reliability(score, *truth)
+    assert calibration_error(bins) < 0.03 < 0.1 < calibration_error(reliability(before, *truth))
+    assert ranking(score, *truth) > 0.9
 
 
 def test_weight_is_repetition() -> None:
@@ -121,29 +124,6 @@ def test_platt_stays_finite_where_all_is_clear() -> None:
     )
     assert 0 < scale < 100
     assert abs(shift) < 1e-4
-
-
-def test_reliability_by_hand() -> None:
-    score_N = torch.tensor([0.05, 0.05, 0.95, 1.0])
-    bins = reliability(score_N, torch.tensor([0.0, 1, 1, 1]), torch.tensor([1.0, 3, 2, 2]))
-    assert [(each.low, each.count, each.right) for each in bins] == [(0.0, 4, 0.75), (0.9, 4, 1.0)]
-    assert calibration_error(bins) == pytest.approx((0.7 + 0.025) / 2)
-
-
-def test_ranking_by_pairs() -> None:
-    score_N, y_N = torch.randint(0, 6, (40,)).float(), torch.randint(0, 2, (40,)).float()
-    weight_N = torch.randint(1, 4, (40,)).float()
-    won = total = 0.0
-    for i in range(40):
-        for j in range(40):
-            if y_N[i] > y_N[j]:
-                pair = float(weight_N[i] * weight_N[j])
-                won += pair * (
-                    float(score_N[i] > score_N[j]) + 0.5 * float(score_N[i] == score_N[j])
-                )
-                total += pair
-    assert ranking(score_N, y_N, weight_N) == pytest.approx(won / total)
-    assert math.isnan(ranking(score_N, torch.ones(40), weight_N))
 
 
 def test_no_problem_on_both_sides() -> None:

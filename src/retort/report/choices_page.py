@@ -1,4 +1,4 @@
-"""The page's tables of how one answer is chosen, and of voting that stops early."""
+"""The page's tables of how one answer is chosen, what scores are worth, and of stopping early."""
 
 from __future__ import annotations
 
@@ -71,3 +71,25 @@ def _stopping_values(stop: Stopping) -> dict[str, str]:
         "As accurate": "no fixed k" if stop.equal_k is None else f"k = {stop.equal_k:.3g}",
         "Spared": "–" if stop.saved is None else f"{100 * stop.saved:.0f}{THIN}%",
     }
+
+
+def judged(models: Sequence[ModelCurve]) -> str:
+    """How far each scorer's scores can be believed, by model."""
+    head = "".join(
+        f"<th>{name}</th>"
+        for name in ("Model", "Scorer", "Completions", "Calibration error", "Ranking")
+    )
+    rows = (
+        row(
+            model.name,
+            [
+                cell("Scorer", each.scorer),
+                cell("Completions", f"{each.completions:,}"),
+                cell("Calibration error", f"{each.error:.3f}"),
+                cell("Ranking", "–" if each.ranking is None else f"{each.ranking:.3f}"),
+            ],
+        )
+        for model in models
+        for each in model.judged
+    )
+    return table(f"<tr>{head}</tr>", rows)

@@ -27,10 +27,11 @@ from retort.report.metrics import (
     pass_at_k,
     vote_at_k,
 )
+from retort.report.reliability import Judged, judged
 from retort.report.selection import enough_orders, weighted_vote
 from retort.report.tally import Tally
 
-FORMAT = 2  # of curves.json
+FORMAT = 3  # of curves.json
 EXACT_VOTES = 200_000
 
 
@@ -68,6 +69,7 @@ class ModelCurve:
     points: tuple[Point, ...]
     choices: tuple[Choice, ...]
     stopping: tuple[Stopping, ...]
+    judged: tuple[Judged, ...]
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,7 @@ def _model(tally: Tally, ks: list[int], counts_RP: Floats) -> ModelCurve:
         points=points,
         choices=tuple(choices(tally.samples_P, ks, counts_RP)),
         stopping=tuple(stopping(tally.samples_P, majority, tally.pace.seconds, counts_RP)),
+        judged=judged(tally.samples_P),
     )
 
 

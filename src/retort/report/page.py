@@ -1,7 +1,7 @@
 """One self-contained HTML page of the curves; what others wrote is escaped."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 
 from retort.console import format_count
@@ -39,6 +39,13 @@ STOPPING = (
     "majority is as accurate."
 )
 
+RELIABILITY = (
+    "The share of completions that were right, at the mean of their scores, in ten bins; on the "
+    "dashed line a score is the probability of being right. Calibration error is the mean distance "
+    "from it. Ranking is the chance that a right completion scores above a wrong one: a half is "
+    "worth nothing, whatever the scale."
+)
+
 
 def render(curves: Curves) -> str:
     """The page as HTML text."""
@@ -47,6 +54,8 @@ def render(curves: Curves) -> str:
         for measure in plots.MEASURES
         for axis in plots.AXES
     }
+    for i, scorer in enumerate(plots.scorers(curves)):
+        specs[f"reliability-{i}"] = spec(plots.reliable(curves, scorer))
     title = f"Retort report: {_title(curves)}"
     return page(
         title, _body(curves), specs, plots.name_width(model.name for model in curves.models)
@@ -63,6 +72,8 @@ def _body(curves: Curves) -> Iterator[str]:
         yield section(title, _charts(measure))
     ks = shared_ks(curves.models, COLUMNS)
     yield section("Choosing one answer", choices_page.choosing(curves.models, ks))
+    if scorers := plots.scorers(curves):
+        yield section("What scores are worth", _reliability(curves, scorers))
     if all(model.stopping for model in curves.models):
         note = f'<p class="note">{escape(STOPPING)}</p>'
         yield section("Stopping early", note + choices_page.stopping(curves.models))
@@ -94,6 +105,13 @@ def _header(curves: Curves) -> str:
 def _charts(measure: plots.Measure) -> str:
     meaning = f"The {plots.MEANING[measure]}, against time and against k."
     return f'<p class="note">{meaning}</p>{charts(f"{measure}-{axis}" for axis in plots.AXES)}'
+
+
+def _reliability(curves: Curves, scorers: Sequence[str]) -> str:
+    names = ", ".join(scorers)
+    note = f'<p class="note">{escape(f"Of {names}, in this order. {RELIABILITY}")}</p>'
+    drawn = charts(f"reliability-{i}" for i in range(len(scorers)))
+    return note + drawn + choices_page.judged(curves.models)
 
 
 def _summary(curves: Curves) -> str:

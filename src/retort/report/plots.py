@@ -118,6 +118,66 @@ def _subtitle(curves: Curves) -> str:
     return f"{problems}, bands are 95{THIN}% intervals, measured on {', '.join(devices)}"
 
 
+def reliable(curves: Curves, scorer: str) -> alt.LayerChart:
+    """The reliability diagram of a scorer: the share that was right at each score, by model, and
+    the diagonal on which the two agree.
+    """
+    ends = alt.Chart(alt.Data(values=[{"score": 0, "right": 0}, {"score": 1, "right": 1}]))
+    agreed = ends.mark_line(strokeDash=[4, 4], color="#8a8f96").encode(
+        _share("x", "score"), _share("y", "right")
+    )
+    names = [model.name for model in curves.models]
+    base = alt.Chart(alt.Data(values=list(_bins(curves, scorer)))).encode(
+        _share("x", "score"),
+        _share("y", "right"),
+        color=alt.Color("model:N").scale(domain=names).title(None),
+    )
+    points = base.mark_point(filled=True).encode(
+        size=alt.Size("count:Q").scale(range=[30, 300]).legend(None),
+        shape=alt.Shape("model:N").scale(domain=names).title(None),
+        tooltip=[
+            alt.Tooltip("model:N", title="model"),
+            alt.Tooltip("count:Q", title="completions", format=","),
+            alt.Tooltip("score:Q", title="mean score", format=".3f"),
+            alt.Tooltip("right:Q", title="right", format=".1%"),
+        ],
+    )
+    chart: alt.LayerChart = alt.LayerChart(layer=[agreed, base.mark_line(strokeWidth=2), points])
+    return chart.properties(description=f"Scores of {scorer} and how often they were right")
+
+
+def reliability_figure(curves: Curves) -> alt.HConcatChart:
+    """The diagrams of all scorers, side by side, with a title: for publishing."""
+    panels = [
+        reliable(curves, scorer).properties(width=380, height=330, title=scorer)
+        for scorer in scorers(curves)
+    ]
+    subtitle = "on the dashed line a score is the chance of being right; symbols grow with numbers"
+    title = alt.TitleParams("Scores, and how often they were right", subtitle=subtitle)
+    config = style(dark=False, background="#ffffff", legend_columns=4)
+    return alt.hconcat(*panels, spacing=36).properties(title=title).configure(**config)
+
+
+def scorers(curves: Curves) -> list[str]:
+    """The scorers that have judged any of the models."""
+    return list(dict.fromkeys(each.scorer for model in curves.models for each in model.judged))
+
+
+def _bins(curves: Curves, scorer: str) -> Iterator[dict[str, Any]]:
+    for model in curves.models:
+        for each in model.judged:
+            if each.scorer == scorer:
+                for found in each.bins:
+                    values = {"score": found.score, "right": found.right, "count": found.count}
+                    yield {"model": model.name} | values
+
+
+def _share(axis: Literal["x", "y"], field: Literal["score", "right"]) -> alt.X | alt.Y:
+    title = "mean score" if field == "score" else "share that was right"
+    channel = alt.X if axis == "x" else alt.Y
+    return channel(f"{field}:Q").scale(domain=[0, 1]).axis(format="~%").title(title)
+
+
 def name_width(names: Iterable[str]) -> int:
     """Pixels that the legend's longest entry takes, about: its letters, its symbol and a gap."""
     return 8 * min(max(map(len, names)), LONGEST_NAME) + 40

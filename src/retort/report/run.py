@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 PIXELS_PER_POINT = 2
+RELIABILITY = "reliability"
 
 
 def report(
@@ -33,8 +34,8 @@ def report(
 ) -> Curves:
     """Compare graded runs of the same problems: write the report into `out` and return its data.
 
-    Writes curves.json, report.html, and coverage and majority as .png and .svg; each file appears
-    whole or not at all.
+    Writes curves.json, report.html, and coverage, majority and, where there are scores, their
+    reliability as .png and .svg; each file appears whole or not at all.
 
     k: the numbers of completions per problem to report, by default 1, 2, 4, ... and all samples.
     aggregate: how a process reward model's scores of the steps become one for the completion.
@@ -52,6 +53,9 @@ def report(
     Path(out).mkdir(parents=True, exist_ok=True)
     for name, content in _files(curves):
         write_aside(Path(out) / name, content)
+    if not any(model.judged for model in curves.models):
+        for picture in Path(out).glob(f"{RELIABILITY}.*"):
+            picture.unlink()  # of an older report
     return curves
 
 
@@ -78,6 +82,8 @@ def _files(curves: Curves) -> Iterator[tuple[str, bytes]]:
     yield "report.html", page.render(curves).encode()
     for measure in plots.MEASURES:
         yield from _pictures(measure, plots.figure(curves, measure).to_dict())
+    if plots.scorers(curves):
+        yield from _pictures(RELIABILITY, plots.reliability_figure(curves).to_dict())
 
 
 def _training_files(trainings: Sequence[Training]) -> Iterator[tuple[str, bytes]]:

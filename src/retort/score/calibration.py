@@ -1,4 +1,4 @@
-"""How far a score can be taken at its word: calibration, reliability, and discrimination.
+"""Fitting scores, and making probabilities of them.
 
 Everything is weighted: a text that was sampled several times counts as often.
 
@@ -7,25 +7,11 @@ Shapes: N examples, F features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-BINS = 10
 STEPS = 200
-
-
-@dataclass(frozen=True)
-class Bin:
-    """Scores between two bounds: how many, their mean, and the share of them that were right."""
-
-    low: float
-    high: float
-    count: float
-    score: float
-    right: float
 
 
 def fit_line(x_NF: Tensor, y_N: Tensor, weight_N: Tensor, l2: float) -> tuple[Tensor, Tensor]:
@@ -71,35 +57,3 @@ def platt(logit_N: Tensor, y_N: Tensor, weight_N: Tensor) -> tuple[float, float]
     target_N = y_N * (right + 1) / (right + 2) + (1 - y_N) / (wrong + 2)
     slope_1, intercept = fit_line(logit_N[:, None], target_N, weight_N, l2=0.0)
     return slope_1.item(), intercept.item()
-
-
-def reliability(score_N: Tensor, y_N: Tensor, weight_N: Tensor) -> list[Bin]:
-    """Ten bins of equal width over [0, 1], the empty ones left out: the reliability diagram."""
-    which_N = (score_N * BINS).long().clamp(max=BINS - 1)
-    bins = []
-    for i in range(BINS):
-        inside = which_N == i
-        count = weight_N[inside].sum().item()
-        if count:
-            mean = [((weight_N * v)[inside].sum() / count).item() for v in (score_N, y_N)]
-            bins.append(Bin(i / BINS, (i + 1) / BINS, count, *mean))
-    return bins
-
-
-def calibration_error(bins: list[Bin]) -> float:
-    """Expected calibration error: the mean distance of score and share right, over the bins."""
-    total = sum(each.count for each in bins)
-    return sum(each.count * abs(each.score - each.right) for each in bins) / total
-
-
-def ranking(score_N: Tensor, y_N: Tensor, weight_N: Tensor) -> float:
-    """The probability that something right scores above something wrong, ties counting half: the
-    area under the ROC curve. NaN where all is right or all is wrong.
-    """
-    levels, which_N = score_N.unique(return_inverse=True)
-    right_L, wrong_L = (
-        torch.zeros(len(levels), dtype=torch.float64).index_add(0, which_N, (weight_N * v).double())
-        for v in (y_N, 1 - y_N)
-    )
-    below_L = wrong_L.cumsum(0) - wrong_L / 2
-    return ((right_L * below_L).sum() / (right_L.sum() * wrong_L.sum())).item()

@@ -18,10 +18,10 @@ from retort.model import weights
 from retort.model.decoder import Decoder
 from retort.model.devices import fast_dtype, open_device
 from retort.recipe import Rollouts, Sampling, VerifierRecipe
+from retort.report.reliability import Bin, calibration_error, ranking, reliability
 from retort.sample.engine import Engine
 from retort.sample.tokens import SamplingParams
 from retort.score.batches import batches
-from retort.score.calibration import Bin, calibration_error, ranking, reliability
 from retort.score.examples import Example, first_texts, graded, split_by_problem
 from retort.score.features import features, parts
 from retort.score.head import Examples, Head, fit_head
@@ -173,8 +173,10 @@ def _check_both(run: Run, sets: Sequence[Examples]) -> None:
 def _report(
     found: Sequence[Sequence[Example]], held_out: Examples, raw: Head, head: Head
 ) -> Reliability:
-    score_N, before_N = (each.logits(held_out.x_NF).sigmoid() for each in (head, raw))
-    y_N, weight_N = held_out.y_N, held_out.weight_N
+    score_N, before_N = (
+        each.logits(held_out.x_NF).sigmoid().double().numpy() for each in (head, raw)
+    )
+    y_N, weight_N = held_out.y_N.double().numpy(), held_out.weight_N.double().numpy()
     examples = [example for part in found for example in part]
     bins = reliability(score_N, y_N, weight_N)
     return Reliability(
