@@ -14,7 +14,7 @@ from torch import Tensor
 from retort.model import weights
 from retort.model.config import Mamba1Config
 from retort.model.decoder import Decoder
-from retort.sample import cpu_prompts, prefill
+from retort.sample import cpu_prompts, forward_cpu, prefill
 from retort.sample.forward import Forward, Plain
 from retort.sample.forward_cpu import Cpu
 from retort.sample.prefill import Prompt
@@ -282,8 +282,27 @@ def test_weights_are_not_held_twice(make_decoder: Make) -> None:
     weight = decoder.blocks[0].mlp.up_proj.weight
     shared = weight.untyped_storage().data_ptr()
     for forward in (one, other):
-        assert forward.mlps[0].gate_and_up.weight_IO.untyped_storage().data_ptr() == shared
-    assert one.head_DV.data_ptr() == decoder.lm_head.weight.data_ptr()
+        held = forward.mlps[0].gate_and_up.matrix.weight_IO
+        assert held.untyped_storage().data_ptr() == shared
+        assert forward.head.packed is None
+    assert one.head.weight_IO.data_ptr() == decoder.lm_head.weight.data_ptr()
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch multiplies without MKL")
+@pytest.mark.parametrize("layers", ["am", "d", "s"])
+def test_packed_weights_where_there_is_room(
+    make_decoder: Make, layers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = make_decoder(layers, qkv_bias=True)
+    pair = Pair(decoder, 16, 30)
+    packed = pair.forwards[1]
+    assert isinstance(packed, Cpu)
+    assert packed.head.packed is not None
+    pair.admit(range(16), 0)
+    pair.step(16, 3)
+    pair.step(15, 2)
+    monkeypatch.setattr(forward_cpu, "free_memory", lambda device: 1e4)
+    assert Cpu(decoder, 16, 30).head.packed is None
 
 
 def test_decoder_in_training_is_left_alone(make_decoder: Make) -> None:

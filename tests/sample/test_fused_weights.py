@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from retort.sample.fused_weights import fused
+from retort.sample.fused_weights import Matrix, fused
 
 
 def layers(*outputs: int, inputs: int = 5) -> list[nn.Linear]:
@@ -61,3 +61,16 @@ def test_made_in_inference_mode_it_can_be_trained() -> None:
     layer.requires_grad_(True)
     layer(torch.randn(2, 5)).sum().backward()
     assert layer.weight.grad is not None
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch multiplies without MKL")
+@pytest.mark.parametrize("outputs", [(3,), (200, 56), (256,)])
+@pytest.mark.parametrize("rows", [1, 7, 8])
+def test_products_with_packed_weights(rows: int, outputs: tuple[int, ...]) -> None:
+    several = layers(*outputs, inputs=33)
+    matrix = Matrix(several, slots=8, copied=False, packed=True)
+    wide_SI = torch.randn(rows, 40)
+    for x_SI in (wide_SI[:, :33].contiguous(), wide_SI[:, 7:]):
+        out_SO = torch.full((rows, sum(outputs)), 7.0)
+        assert matrix.times(x_SI, out_SO).data_ptr() == out_SO.data_ptr()
+        torch.testing.assert_close(out_SO, x_SI @ side_by_side(several))

@@ -27,14 +27,14 @@ from retort.model.state import AttentionState, MambaState
 from retort.ops.cpu import attention, mamba1, mamba2, norms
 from retort.ops.cpu.team import Team
 from retort.sample.cpu_prompts import Prompts
-from retort.sample.fused_weights import fused
+from retort.sample.fused_weights import Matrix
 
 
 @dataclass(frozen=True)
 class Shared:
     """What the layers share: how many tokens each row has read, which rows read prompts together,
     RoPE's angles by position, the dtype of keys and values, the threads, and whether weights are to
-    be copied.
+    be copied, and packed.
     """
 
     length_S: NDArray[np.int64]
@@ -44,11 +44,16 @@ class Shared:
     kv_dtype: torch.dtype
     team: Team
     copied: bool
+    packed: bool
 
     @property
     def slots(self) -> int:
         """The number of rows at most."""
         return self.length_S.size
+
+    def matrix(self, *layers: nn.Linear) -> Matrix:
+        """The weights of some layers, for products with the rows."""
+        return Matrix(layers, self.slots, self.copied, self.packed)
 
 
 class Layer(Protocol):
@@ -71,13 +76,13 @@ class Product:
     """A product with weights of a decoder, and room for the result of each slot."""
 
     def __init__(self, layers: list[nn.Linear], shared: Shared) -> None:
-        self.weight_IO = fused(layers, shared.copied)
-        self.result_SO = torch.empty(shared.slots, self.weight_IO.shape[1])
+        self.matrix = shared.matrix(*layers)
+        self.result_SO = torch.empty(shared.slots, self.matrix.weight_IO.shape[1])
         self.array_SO = self.result_SO.numpy()
 
     def __call__(self, x_SI: Tensor) -> Tensor:
         """The result for the first S slots, which the next call overwrites."""
-        return torch.mm(x_SI, self.weight_IO, out=self.result_SO[: x_SI.shape[0]])
+        return self.matrix.times(x_SI, self.result_SO[: x_SI.shape[0]])
 
 
 class AttentionLayer:
@@ -87,7 +92,7 @@ class AttentionLayer:
         self.index, self.shared = index, shared
         projections = [mixer.q_proj, mixer.k_proj, mixer.v_proj]
         self.qkv = Product(projections, shared)
-        self.o_ED = fused([mixer.o_proj], shared.copied)
+        self.out = shared.matrix(mixer.o_proj)
         biases = [bias for name, bias in mixer.named_parameters() if name.endswith("_proj.bias")]
         self.bias_C = torch.cat([torch.empty(0), *biases]).detach().numpy()
         scales = [mixer.q_norm, mixer.k_norm]
@@ -151,7 +156,7 @@ class AttentionLayer:
             rows,
             shared.team,
         )
-        torch.mm(self.y_SE[:rows], self.o_ED, out=y_SD)
+        self.out.times(self.y_SE[:rows], y_SD)
 
 
 class Recurrent:
@@ -189,7 +194,7 @@ class DualLayer(Recurrent):
         super().__init__(mixer.conv1d, (config.heads, config.state_size, config.head_dim), shared)
         self.groups = config.groups
         self.project = Product([mixer.in_proj], shared)
-        self.out_ED = fused([mixer.out_proj], shared.copied)
+        self.out = shared.matrix(mixer.out_proj)
         self.y_SE = torch.empty(shared.slots, config.inner)
         self.y_array_SE = self.y_SE.numpy()
         self.kernel: Any
@@ -209,7 +214,7 @@ class DualLayer(Recurrent):
         states = shared.length_S, *self.arrays, self.groups
         last = self.y_array_SE, rows, shared.team
         self.kernel(self.project.array_SO, *self.weights, *states, *last)
-        torch.mm(self.y_SE[:rows], self.out_ED, out=y_SD)
+        self.out.times(self.y_SE[:rows], y_SD)
 
 
 class SelectiveLayer(Recurrent):
@@ -222,7 +227,7 @@ class SelectiveLayer(Recurrent):
         self.shared_width, self.rank = config.kv_inner, config.dt_rank
         self.project = Product([mixer.in_proj], shared)
         self.dt = Product([mixer.dt_proj], shared)
-        self.out_ED = fused([mixer.out_proj], shared.copied)
+        self.out = shared.matrix(mixer.out_proj)
         self.y_SE, self.x_SE = torch.empty(2, shared.slots, inner)
         self.room = self.x_SE.numpy(), self.y_SE.numpy()
         self.source_E = mixer.repeat(torch.arange(config.kv_inner)).numpy()
@@ -247,7 +252,7 @@ class SelectiveLayer(Recurrent):
             rows,
             shared.team,
         )
-        torch.mm(self.y_SE[:rows], self.out_ED, out=y_SD)
+        self.out.times(self.y_SE[:rows], y_SD)
 
 
 class FeedForward:
@@ -256,8 +261,8 @@ class FeedForward:
     def __init__(self, mlp: MLP, shared: Shared) -> None:
         self.team = shared.team
         self.gate_and_up = Product([mlp.gate_proj, mlp.up_proj], shared)
-        self.down_ID = fused([mlp.down_proj], shared.copied)
-        self.gated_SI = torch.empty(shared.slots, len(self.down_ID))
+        self.down = shared.matrix(mlp.down_proj)
+        self.gated_SI = torch.empty(shared.slots, mlp.down_proj.in_features)
         self.gated_array_SI = self.gated_SI.numpy()
 
     def step(self, u_SD: Tensor, y_SD: Tensor) -> None:
@@ -265,7 +270,7 @@ class FeedForward:
         rows = u_SD.shape[0]
         self.gate_and_up(u_SD)
         norms.gate(self.gate_and_up.array_SO, self.gated_array_SI, rows, self.team)
-        torch.mm(self.gated_SI[:rows], self.down_ID, out=y_SD)
+        self.down.times(self.gated_SI[:rows], y_SD)
 
 
 def open_layer(mixer: Mixer, index: int, shared: Shared) -> Layer:

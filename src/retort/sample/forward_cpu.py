@@ -1,6 +1,7 @@
 """A decoder's step on a CPU: torch's matrix products, and a kernel or two between any of them.
 
-A step has its memory from the start, and weights are read as they are fastest (`fused_weights`).
+A step has its memory from the start, and weights are read as they are fastest (`fused_weights`):
+where memory is plentiful, as a copy that is made for all slots at once.
 
 Shapes: S slots or the rows that run, D model width, V vocabulary.
 """
@@ -18,9 +19,14 @@ from retort.ops.cpu import norms
 from retort.ops.cpu.team import of_threads
 from retort.sample.cpu_layers import FeedForward, Shared, open_layer
 from retort.sample.cpu_prompts import Prompts
-from retort.sample.fused_weights import fused
+from retort.sample.memory import free_memory
 
 KV_DTYPES = (torch.float32, torch.bfloat16)
+
+PACKED_SLOTS = 16
+"""With fewer rows a product is bound by reading the weights, however they lie."""
+PACKED_SHARE = 0.05
+"""Of the free memory, what a second copy of the weights may take."""
 
 
 class Cpu:
@@ -48,7 +54,7 @@ class Cpu:
             open_layer(block.mixer, i, self.shared) for i, block in enumerate(decoder.blocks)
         ]
         self.mlps = [FeedForward(block.mlp, self.shared) for block in decoder.blocks]
-        self.head_DV = fused([decoder.lm_head], self.shared.copied)
+        self.head = self.shared.matrix(decoder.lm_head)
         # The head's own weight where the two are tied; there its product counts for more.
         self.embedding_VD = decoder.model.embed_tokens.weight.detach()
         self.logits_SV = torch.empty(slots, len(self.embedding_VD))
@@ -110,7 +116,7 @@ class Cpu:
             part.step(u_SD, y_SD)
             self._add_norm(scale_D, rows)
         length_S += 1
-        return torch.mm(u_SD, self.head_DV, out=self.logits_SV[:rows])
+        return self.head.times(u_SD, self.logits_SV[:rows])
 
     def _add_norm(self, scale_D: np.ndarray, rows: int) -> None:
         """Adds a layer's output to the residual stream, and norms the sum for the next one."""
@@ -142,4 +148,14 @@ def _share(
     copied = any(parameter.requires_grad for parameter in decoder.parameters())
     length_S = np.zeros(slots, np.int64)
     prompts = Prompts(decoder.config, slots, team)
-    return Shared(length_S, prompts, cos_1LD[0].numpy(), sin_1LD[0].numpy(), kv_dtype, team, copied)
+    angles = cos_1LD[0].numpy(), sin_1LD[0].numpy()
+    packed = _worth_packing(decoder, slots)
+    return Shared(length_S, prompts, *angles, kv_dtype, team, copied, packed)
+
+
+def _worth_packing(decoder: Decoder, slots: int) -> bool:
+    """Whether a copy of the weights for products with all rows is of use, and small."""
+    if not torch.backends.mkl.is_available() or slots < PACKED_SLOTS:
+        return False
+    size = sum(parameter.nbytes for parameter in decoder.parameters())
+    return size < PACKED_SHARE * free_memory(torch.device("cpu"))
