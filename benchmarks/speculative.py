@@ -48,7 +48,8 @@ BATCHES = (1, 8, 64)
 TOKENS = (2, 4, 8)
 CONTEXT = 128
 PARAMS = SamplingParams()
-QUESTIONS = ["problems.count=8", "problems.seed=777"]
+SAMPLES = 4
+"""Of each question; and so many questions that every slot is filled twice."""
 SAMPLED_REPEATS = 3
 
 
@@ -139,11 +140,17 @@ def random_model(name: str, small: bool = False) -> Decoder:
     return decoder.eval().requires_grad_(False)
 
 
-@torch.inference_mode()
 def measure(name: str, batch: int, tokens: int, repeats: int) -> Cost:
     """A step, a draft and a verification, in turn."""
     torch.manual_seed(0)
     models = random_model(name), random_model(name, small=True)
+    with torch.inference_mode():
+        return _measured(models, name, batch, tokens, repeats)
+
+
+def _measured(
+    models: tuple[Decoder, Decoder], name: str, batch: int, tokens: int, repeats: int
+) -> Cost:
     rounds = Rounds(*models, batch, tokens, repeats + 2)
     kinds = rounds.step, rounds.drafting, rounds.verification
     for _ in range(2):
@@ -159,10 +166,12 @@ def sampled(model: str, draft: str, slots: int, tokens: int, repeats: int) -> Sa
     folders = [BUNDLED_TEACHER if name == "bundled" else Path(name) for name in (model, draft)]
     decoder, proposer = (weights.load(folder, torch.float32, "cpu") for folder in folders)
     tokenizer = load_tokenizer(folders[0])
-    recipe = load(SampleRecipe, ["demo/sample.yaml", f"model={model}", "out=none", *QUESTIONS])
+    count = max(1, 2 * slots // SAMPLES)
+    asked = [f"problems.count={count}", "problems.seed=777", f"model={model}", "out=none"]
+    recipe = load(SampleRecipe, ["demo/sample.yaml", *asked])
     problems = (ask(recipe.prompt, problem.question) for problem in sets.load(recipe.problems))
     prompts = [prompt_ids(tokenizer, problem) for problem in problems]
-    params = SamplingParams(n=8, max_tokens=300, temperature=0.8)
+    params = SamplingParams(n=SAMPLES, max_tokens=300, temperature=0.8)
     rates: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats + 1):
         engines = Engine(decoder, slots), Speculative(decoder, proposer, tokens, slots)
