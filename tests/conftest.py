@@ -39,6 +39,12 @@ def pytest_configure() -> None:
         os.environ["TRITON_INTERPRET"] = "1"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Files that start processes take longest: begun first, none is left over for one worker alone.
+    slow = {item.path for item in items if item.get_closest_marker("multiprocess")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_collection_finish() -> None:
     # What imports have made stays for ever: collecting garbage need not look at it each time.
     gc.freeze()
