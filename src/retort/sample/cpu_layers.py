@@ -68,8 +68,8 @@ class Layer(Protocol):
     def move(self, slot_S: Tensor, source_S: Tensor, length: int) -> None:
         """Copies rows over others, of which at most `length` tokens are their own."""
 
-    def step(self, u_SD: Tensor, y_SD: Tensor) -> None:
-        """Writes what it adds to the residual stream of the first S slots; their states go on."""
+    def step(self, u_SD: Tensor, room_SD: Tensor) -> Tensor:
+        """What it adds to the residual stream of the first S slots; their states go on."""
 
 
 class Product:
@@ -77,12 +77,16 @@ class Product:
 
     def __init__(self, layers: list[nn.Linear], shared: Shared) -> None:
         self.matrix = shared.matrix(*layers)
-        self.result_SO = torch.empty(shared.slots, self.matrix.weight_IO.shape[1])
-        self.array_SO = self.result_SO.numpy()
+        self.room_SO = torch.empty(shared.slots, self.matrix.weight_IO.shape[1])
+        self.array_SO = self.room_SO.numpy()
 
     def __call__(self, x_SI: Tensor) -> Tensor:
-        """The result for the first S slots, which the next call overwrites."""
-        return self.matrix.times(x_SI, self.result_SO[: x_SI.shape[0]])
+        """The result for the first S slots, which the next call overwrites; and `array_SO`, its
+        memory for kernels.
+        """
+        result_SO = self.matrix.times(x_SI, self.room_SO[: x_SI.shape[0]])
+        self.array_SO = result_SO.numpy()
+        return result_SO
 
 
 class AttentionLayer:
@@ -123,8 +127,8 @@ class AttentionLayer:
         for tensor in self.tensors():
             tensor[slot_S, :, :length] = tensor[source_S, :, :length]
 
-    def step(self, u_SD: Tensor, y_SD: Tensor) -> None:
-        """Writes what it adds to the residual stream of the first S slots; their caches grow."""
+    def step(self, u_SD: Tensor, room_SD: Tensor) -> Tensor:
+        """What it adds to the residual stream of the first S slots; their caches grow."""
         shared, rows = self.shared, u_SD.shape[0]
         prompts = shared.prompts
         q_KSGD, prompt_KSGD, sums_2KSG = prompts.arrays
@@ -156,7 +160,7 @@ class AttentionLayer:
             rows,
             shared.team,
         )
-        self.out.times(self.y_SE[:rows], y_SD)
+        return self.out.times(self.y_SE[:rows], room_SD)
 
 
 class Recurrent:
@@ -207,14 +211,14 @@ class DualLayer(Recurrent):
             self.kernel = mamba2.discrete
             self.weights = (*self.conv, _array(mixer.z_bias), _array(mixer.D))
 
-    def step(self, u_SD: Tensor, y_SD: Tensor) -> None:
-        """Writes what it adds to the residual stream of the first S slots; their states go on."""
+    def step(self, u_SD: Tensor, room_SD: Tensor) -> Tensor:
+        """What it adds to the residual stream of the first S slots; their states go on."""
         shared, rows = self.shared, u_SD.shape[0]
         self.project(u_SD)
         states = shared.length_S, *self.arrays, self.groups
         last = self.y_array_SE, rows, shared.team
         self.kernel(self.project.array_SO, *self.weights, *states, *last)
-        self.out.times(self.y_SE[:rows], y_SD)
+        return self.out.times(self.y_SE[:rows], room_SD)
 
 
 class SelectiveLayer(Recurrent):
@@ -235,8 +239,8 @@ class SelectiveLayer(Recurrent):
         rate_HPN = -mixer.A_log.exp().unflatten(0, (-1, states))
         self.weights = _array(bias_E), _array(rate_HPN.transpose(1, 2)), _array(mixer.D)
 
-    def step(self, u_SD: Tensor, y_SD: Tensor) -> None:
-        """Writes what it adds to the residual stream of the first S slots; their states go on."""
+    def step(self, u_SD: Tensor, room_SD: Tensor) -> Tensor:
+        """What it adds to the residual stream of the first S slots; their states go on."""
         shared, rows = self.shared, u_SD.shape[0]
         self.dt(self.project(u_SD)[:, -self.rank :])
         mamba1.selective(
@@ -252,7 +256,7 @@ class SelectiveLayer(Recurrent):
             rows,
             shared.team,
         )
-        self.out.times(self.y_SE[:rows], y_SD)
+        return self.out.times(self.y_SE[:rows], room_SD)
 
 
 class FeedForward:
@@ -265,12 +269,12 @@ class FeedForward:
         self.gated_SI = torch.empty(shared.slots, mlp.down_proj.in_features)
         self.gated_array_SI = self.gated_SI.numpy()
 
-    def step(self, u_SD: Tensor, y_SD: Tensor) -> None:
-        """Writes what it adds to the residual stream of the first S slots."""
+    def step(self, u_SD: Tensor, room_SD: Tensor) -> Tensor:
+        """What it adds to the residual stream of the first S slots."""
         rows = u_SD.shape[0]
         self.gate_and_up(u_SD)
         norms.gate(self.gate_and_up.array_SO, self.gated_array_SI, rows, self.team)
-        self.down.times(self.gated_SI[:rows], y_SD)
+        return self.down.times(self.gated_SI[:rows], room_SD)
 
 
 def open_layer(mixer: Mixer, index: int, shared: Shared) -> Layer:

@@ -59,7 +59,7 @@ class Cpu:
         self.embedding_VD = decoder.model.embed_tokens.weight.detach()
         self.logits_SV = torch.empty(slots, len(self.embedding_VD))
         self.h_SD, self.u_SD, self.y_SD = torch.empty(3, slots, decoder.config.hidden_size)
-        self.arrays = self.h_SD.numpy(), self.y_SD.numpy(), self.u_SD.numpy()
+        self.arrays = self.h_SD.numpy(), self.u_SD.numpy()
         scales = [
             norm
             for block in decoder.blocks
@@ -110,18 +110,17 @@ class Cpu:
         self._check_room(max(reach, int(length_S.max()) + 1))
         h_SD, u_SD, y_SD = self.h_SD[:rows], self.u_SD[:rows], self.y_SD[:rows]
         torch.index_select(self.embedding_VD, 0, token_S, out=h_SD)
-        norms.norm(self.arrays[0], self.scales[0], self.eps, self.arrays[2], rows, self.shared.team)
+        norms.norm(self.arrays[0], self.scales[0], self.eps, self.arrays[1], rows, self.shared.team)
         parts = [part for pair in zip(self.layers, self.mlps, strict=True) for part in pair]
         for part, scale_D in zip(parts, self.scales[1:], strict=True):
-            part.step(u_SD, y_SD)
-            self._add_norm(scale_D, rows)
+            self._add_norm(part.step(u_SD, y_SD), scale_D, rows)
         length_S += 1
         return self.head.times(u_SD, self.logits_SV[:rows])
 
-    def _add_norm(self, scale_D: np.ndarray, rows: int) -> None:
+    def _add_norm(self, y_SD: Tensor, scale_D: np.ndarray, rows: int) -> None:
         """Adds a layer's output to the residual stream, and norms the sum for the next one."""
-        h_SD, y_SD, u_SD = self.arrays
-        norms.add_norm(h_SD, y_SD, scale_D, self.eps, u_SD, rows, self.shared.team)
+        h_SD, u_SD = self.arrays
+        norms.add_norm(h_SD, y_SD.numpy(), scale_D, self.eps, u_SD, rows, self.shared.team)
 
     def _check_room(self, reach: int) -> None:
         if reach > self.max_length:

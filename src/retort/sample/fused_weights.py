@@ -29,14 +29,13 @@ class Matrix:
         self.weight_IO, self.slots = fused(layers, copied), slots
         self.packed = _packed(self.weight_IO, slots) if packed else None
 
-    def times(self, x_SI: Tensor, out_SO: Tensor) -> Tensor:
-        """Writes x_SI @ weight_IO."""
+    def times(self, x_SI: Tensor, room_SO: Tensor) -> Tensor:
+        """x_SI @ weight_IO, side by side: in `room_SO`, or where MKL puts it."""
         if self.packed is None or len(x_SI) != self.slots:
-            return torch.mm(x_SI, self.weight_IO, out=out_SO)
+            return torch.mm(x_SI, self.weight_IO, out=room_SO)
         weight_OI = self.weight_IO.t()
-        return out_SO.copy_(
-            torch.ops.mkl._mkl_linear(x_SI, self.packed, weight_OI, None, self.slots)
-        )
+        found_SO: Tensor = torch.ops.mkl._mkl_linear(x_SI, self.packed, weight_OI, None, self.slots)
+        return found_SO
 
 
 def _packed(weight_IO: Tensor, rows: int) -> Tensor:
