@@ -39,7 +39,7 @@ bench: setup ## measure decoding, prefill, training and the targets on this mach
 	$(BIN)/retort bench decode --out benchmarks/results
 	$(BIN)/retort bench prefill --out benchmarks/results
 	$(BIN)/retort bench train --out benchmarks/results
-	$(BIN)/retort bench targets --out benchmarks/results
+	$(BIN)/retort bench targets --repeats 7 --out benchmarks/results
 
 gpu: setup ## run the tests that need an NVIDIA GPU (they compile every kernel)
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit( \
