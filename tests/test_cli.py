@@ -184,7 +184,8 @@ def test_doctor_ends_with_1_where_something_is_missing(
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     rows = command("doctor", "--json").last
     assert {"what", "found", "fine", "needed", "advice"} == set(rows[0])
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "none"))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
     found = command("doctor")
     assert (found.code, "MISSING" in found.out) == (1, True)
 

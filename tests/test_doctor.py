@@ -30,14 +30,19 @@ def test_a_machine_that_is_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_little_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * GIB))
     found = of("disk", tmp_path)
-    assert (found.fine, found.found) == (False, f"3 GiB free in {tmp_path}")
+    assert (found.fine, found.needed, found.found) == (False, False, f"3 GiB free in {tmp_path}")
     assert "checkpoints of 1B models" in found.advice
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=GIB // 2))
+    assert of("disk", tmp_path).needed
 
 
 def test_kernels_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     assert of("CPU kernels", tmp_path) == Finding("CPU kernels", f"kept compiled in {tmp_path}")
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "none"))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "new"))
+    assert of("CPU kernels", tmp_path).fine
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file"))
     found = of("CPU kernels", tmp_path)
     assert (found.fine, found.needed) == (False, True)
     assert "NUMBA_CACHE_DIR" in found.advice

@@ -18,8 +18,8 @@ from rich.text import Text
 from retort._version import __version__
 
 GIB = 2**30
-ROOM = 20 * GIB
-"""Of disk: the checkpoints of a 1B distillation; the demo needs a hundredth."""
+ROOM, LEAST = 20 * GIB, GIB
+"""Of disk: for the checkpoints of a 1B distillation, and for the demo."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _computing() -> Iterator[Finding]:
     memory = psutil.virtual_memory()
     cores, threads = os.cpu_count(), torch.get_num_threads()
     yield Finding("torch", torch.__version__)
-    yield Finding("CPU", f"{cores} cores, {threads} threads; {_gib(memory.available)} free memory")
+    yield Finding("CPU", f"{cores} cores, threads: {threads}; {_gib(memory.available)} free memory")
     if not torch.cuda.is_available():
         advice = "models beyond some 100 M parameters want one; the demo does not"
         yield Finding("GPU", "none that torch sees", fine=False, needed=False, advice=advice)
@@ -103,7 +103,8 @@ def _kernels() -> Finding:
     asked = os.environ.get("NUMBA_CACHE_DIR")
     places = [Path(asked)] if asked else [beside, Path.home()]
     for place in places:
-        if place.is_dir() and os.access(place, os.W_OK):
+        there = _existing(place)
+        if there.is_dir() and os.access(there, os.W_OK):  # Numba makes what is missing
             return Finding("CPU kernels", f"kept compiled in {place}")
     advice = "set NUMBA_CACHE_DIR to a folder that can be written"
     return Finding("CPU kernels", "compiled anew at every start", fine=False, advice=advice)
@@ -115,8 +116,13 @@ def _disk(folder: Path) -> Finding:
     found = f"{_gib(free)} free in {there.absolute()}"
     if free >= ROOM:
         return Finding("disk", found)
-    advice = "enough for the demo; checkpoints of 1B models take 20 GiB and more"
-    return Finding("disk", found, fine=False, advice=advice)
+    advice = "checkpoints of 1B models take 20 GiB and more, the demo a hundredth of that"
+    return Finding("disk", found, fine=False, needed=free < LEAST, advice=advice)
+
+
+def _existing(place: Path) -> Path:
+    """The place, or the nearest above it that there is."""
+    return next(each for each in (place, *place.absolute().parents) if each.exists())
 
 
 def _extra(extra: Extra) -> Finding:
