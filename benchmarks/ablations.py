@@ -38,7 +38,7 @@ from retort.recipe import (
     Transplanted,
     load,
 )
-from retort.report.curves import build
+from retort.report.build import build
 from retort.report.tally import common_version, tally
 from retort.sample.run import sample
 from retort.store import Run

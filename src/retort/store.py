@@ -4,9 +4,11 @@
     problems/part-*.parquet         PROBLEMS
     completions/part-*.parquet      COMPLETIONS
     timing/part-*.parquet           TIMING
+    steps/part-*.parquet            STEPS, seconds of decode steps by their rows
     verdicts-<version>/part-*.parquet   VERDICTS, one folder per grader version
     votes-<version>/part-*.parquet      VOTES, which of their keys are equal answers
     scores-<name>/part-*.parquet    SCORES, one folder per reward model
+    scores-<name>/timing/part-*.parquet SCORING
     scores-<name>/scorer.json       which reward model that is
 
 Every file is written aside, flushed to the disk and renamed, so a reader meets whole files only,
@@ -24,7 +26,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
-from retort.tables import COMPLETIONS, PROBLEMS, SCORES, TIMING, VERDICTS, VOTES, Table, write_aside
+from retort.tables import (
+    COMPLETIONS,
+    PROBLEMS,
+    SCORES,
+    SCORING,
+    STEPS,
+    TIMING,
+    VERDICTS,
+    VOTES,
+    Table,
+    write_aside,
+)
 
 __all__ = [
     "COMPLETIONS",
@@ -32,6 +45,8 @@ __all__ = [
     "PROBLEMS",
     "SCORER",
     "SCORES",
+    "SCORING",
+    "STEPS",
     "TIMING",
     "VERDICTS",
     "VOTES",
@@ -128,6 +143,10 @@ class Run:
     def timing(self) -> Table:
         return Table(self.folder / "timing", TIMING)
 
+    @property
+    def steps(self) -> Table:
+        return Table(self.folder / "steps", STEPS)
+
     def verdicts(self, version: str) -> Table:
         return Table(self.folder / f"verdicts-{version}", VERDICTS)
 
@@ -139,6 +158,9 @@ class Run:
 
     def scores(self, name: str) -> Table:
         return Table(self.folder / f"scores-{name}", SCORES)
+
+    def scoring(self, name: str) -> Table:
+        return Table(self.folder / f"scores-{name}" / "timing", SCORING)
 
     def score_names(self) -> list[str]:
         return sorted(p.name.removeprefix("scores-") for p in self.folder.glob("scores-*"))
@@ -237,7 +259,8 @@ def _refuse_foreign(folder: Path) -> None:
 def _remove_content(folder: Path) -> None:
     # What was derived goes first: should this be cut off, no verdict outlives its completion.
     # run.json stays until it is replaced, so the folder is a run at every moment.
-    for pattern in ("scores-*", "votes-*", "verdicts-*", "timing", "completions", "problems"):
+    derived = ("scores-*/timing", "scores-*", "votes-*", "verdicts-*")
+    for pattern in (*derived, "steps", "timing", "completions", "problems"):
         for table in folder.glob(pattern):
             for path in [*table.glob("part-*.parquet"), *table.glob(".part-*.parquet.tmp")]:
                 path.unlink()

@@ -36,19 +36,37 @@ COMPLETIONS = _schema(
     }
 )
 
+# What an engine did for a part of completions; look is the number of steps between two looks at
+# what has finished, start_seconds the part of the decode seconds in which completions were started.
 TIMING = _schema(
     {
         "slots": pa.int32(),
+        "look": pa.int32(),
         "prefill_tokens": pa.int64(),
         "prefill_seconds": pa.float64(),
         "decode_tokens": pa.int64(),
         "decode_steps": pa.int64(),
         "decode_seconds": pa.float64(),
+        "starts": pa.int64(),
+        "start_seconds": pa.float64(),
         "verifications": pa.int64(),
         "accepted": pa.int64(),
         "started": pa.float64(),
     }
 )
+
+# Decode steps of so many rows; context counts the tokens that all rows of all these steps saw.
+STEPS = _schema(
+    {
+        "rows": pa.int32(),
+        "steps": pa.int64(),
+        "context": pa.int64(),
+        "seconds": pa.float64(),
+    }
+)
+
+# How many completions a reward model judged in how many seconds.
+SCORING = _schema({"completions": pa.int64(), "seconds": pa.float64()})
 
 # answer is what was found in the text; group is the key it votes under, null when it does not vote;
 # method says how the verdict was reached.

@@ -10,6 +10,7 @@ from retort.store import Run
 Outcomes = Mapping[str, Sequence[str | None]]  # answer of each sample by problem id, None for none
 RIGHT = "42"  # the right answer to every planted problem
 GRADER = "1"
+SLOTS = 8
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +33,7 @@ def make_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
             keys = [(id, i) for id, answers in outcomes.items() for i in range(len(answers))]
             run.completions.append([completion(*key, text(*key), tokens) for key in keys])
             run.timing.append([timing(tokens_per_second)])
+            run.steps.append(steps(tokens_per_second))
             if grader is not None:
                 rows = [verdict(id, i, outcomes[id][i]) for id, i in keys]
                 run.verdicts(grader).append(rows)
@@ -73,7 +75,8 @@ def completion(id: str, i: int, text: str, tokens: int) -> dict[str, Any]:
 
 def timing(tokens_per_second: float) -> dict[str, Any]:
     return {
-        "slots": 8,
+        "slots": SLOTS,
+        "look": 1,
         "prefill_tokens": 100,
         "prefill_seconds": 100.0,  # must not count
         "decode_tokens": round(10 * tokens_per_second),
@@ -81,8 +84,19 @@ def timing(tokens_per_second: float) -> dict[str, Any]:
         "verifications": 0,
         "accepted": 0,
         "decode_seconds": 10.0,
+        "starts": 0,
+        "start_seconds": 0.0,
         "started": 0.0,
     }
+
+
+def steps(tokens_per_second: float) -> list[dict[str, Any]]:
+    """Steps of full slots at this speed, and of one row in a quarter of their time."""
+    seconds = 100 * SLOTS / tokens_per_second
+    return [
+        {"rows": rows, "steps": 100, "context": 100 * rows * 20, "seconds": share * seconds}
+        for rows, share in ((SLOTS, 1.0), (1, 0.25))
+    ]
 
 
 def verdict(id: str, i: int, answer: str | None) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from markdown_it.token import Token
 
 import retort
 from retort.recipe import BUNDLED_TEACHER, RECIPES, DistillRecipe, load, parse
+from retort.report.build import build
 from retort.report.card import HYBRID, Card, find_recipe, write
-from retort.report.curves import Curves, build
+from retort.report.curves import Curves
 from retort.report.tally import tally
 from retort.store import Run
 from retort.train.folder import identity

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from tests.report.conftest import GRADER, RIGHT
 
-from retort.report.choices import CONFIDENCE_VOTE, choices, equal, stopping
-from retort.report.curves import Curves, ModelCurve, build
-from retort.report.metrics import bootstrap_counts, majority_at_k, pass_at_k
+from retort.report.build import build
+from retort.report.choices import CONFIDENCE_VOTE, Choice, choice, equal, stopping, ways
+from retort.report.curves import Curves, ModelCurve
+from retort.report.metrics import Floats, bootstrap_counts, majority_at_k, pass_at_k
 from retort.report.samples import Samples
 from retort.report.tally import tally
 from retort.report.wording import warnings
@@ -25,6 +26,10 @@ def problem(rng: random.Random, n: int = 8) -> Samples:
     correct_N = group_N == 0
     scores = {"oracle": correct_N * 1.0, "liar": np.where(correct_N, 0.1, 0.9)}
     return Samples(group_N, correct_N, np.full(n, 0.7), scores)
+
+
+def choices(samples: list[Samples], ks: list[int], counts_RP: Floats) -> list[Choice]:
+    return [choice(way, ks, counts_RP) for way in ways(samples, ks)]
 
 
 @pytest.fixture

@@ -394,6 +394,27 @@ def test_timing_adds_up_over_calls(hybrid: Decoder, requests: list[Request]) -> 
         assert spent.prefill_tokens == sum(len(request.prompt) for request in these)
         assert spent.decode_tokens == sum(len(completion.token_ids) for completion in found)
         assert min(spent.prefill_seconds, spent.decode_seconds) > 0
+        assert spent.starts == len(found)
+        assert 0 < spent.start_seconds < spent.decode_seconds
+
+
+@pytest.mark.parametrize("look", [1, 4])
+def test_steps_are_logged_by_their_size(hybrid: Decoder, look: int) -> None:
+    engine = Engine(hybrid, 2, look=look)
+    params = SamplingParams(n=2, max_tokens=9, stop_token_ids=())
+    engine.generate([[1, 2, 3, 4]], params)
+    log = engine.log.take()
+    # The prompt gives the first of nine tokens; the first steps load kernels, and are left out.
+    assert sum(spent.steps for spent in log.values()) == 8 - look
+    assert {rows for rows, _ in log} == {2}
+    # The second token's step sees the prompt and the first.
+    seen = [5 + step for step in range(look, 8)]
+    assert sum(spent.context for spent in log.values()) == 2 * sum(seen)
+    for (rows, half_octaves), spent in log.items():
+        mean = spent.context / (rows * spent.steps)
+        assert mean == pytest.approx(2 ** (half_octaves / 2), rel=0.3)
+    assert 0 < sum(spent.seconds for spent in log.values()) < engine.timing.decode_seconds
+    assert engine.log.take() == {}, "what is taken is not told again"
 
 
 def test_completions_come_as_they_finish(hybrid: Decoder, requests: list[Request]) -> None:

@@ -177,6 +177,13 @@ def test_timing_adds_up(settings: list[str], monkeypatch: pytest.MonkeyPatch) ->
     assert sum(row["prefill_seconds"] for row in table) > 0
     assert [row["batch"] for row in found] == sorted(row["batch"] for row in found)
     assert {row["batch"] for row in found} == {0, 1, 2}
+    steps = run.steps.read().to_pylist()
+    assert {row["rows"] for row in steps} <= {1, 2, 3, 4, 5}
+    # the first step loads kernels, and is left out
+    logged = sum(row["steps"] for row in steps)
+    assert logged == sum(row["decode_steps"] for row in table) - 1
+    assert 0 < sum(row["seconds"] for row in steps) < sum(row["decode_seconds"] for row in table)
+    assert {row["look"] for row in table} == {1}
 
 
 @pytest.mark.parametrize("flush", [1, 2, 100])
@@ -305,7 +312,7 @@ def test_an_interruption_keeps_what_is_finished(
     assert said(asked.out) == said(sample(recipe(settings, f"out={asked.out}-new")))
 
 
-@pytest.mark.parametrize("table", ["problems", "completions", "timing"])
+@pytest.mark.parametrize("table", ["problems", "completions", "timing", "steps"])
 def test_what_a_damaged_part_held_is_made_again(
     settings: list[str],
     monkeypatch: pytest.MonkeyPatch,

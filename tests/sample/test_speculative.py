@@ -18,9 +18,9 @@ from retort.model import weights
 from retort.model.decoder import Decoder
 from retort.recipe import RecipeError, SampleRecipe, load
 from retort.sample import speculative
+from retort.sample.clock import Timing
 from retort.sample.engine import Completion, Engine, Request
 from retort.sample.proposals import Proposals, Streams, judge
-from retort.sample.queue import Timing
 from retort.sample.speculative import Speculative, load_draft
 from retort.sample.tokens import SamplingParams, choose, probabilities, uniforms
 

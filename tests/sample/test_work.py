@@ -6,7 +6,8 @@ import pytest
 
 from retort.model.decoder import Decoder
 from retort.recipe import Sampling
-from retort.sample.engine import Completion, Engine, Timing
+from retort.sample.clock import Spent, Timing
+from retort.sample.engine import Completion, Engine
 from retort.sample.work import FULLEST, Done, Portion, Share, Shares, Work, portions
 
 Key = tuple[str, int]
@@ -23,9 +24,8 @@ def keys(items: list[Work]) -> list[Key]:
 def portion(*done: Key, worker: int = 0) -> Portion:
     """As an engine hands over completions of these samples."""
     completion = Completion([1], "stop", -1.0)
-    return Portion(
-        worker, 4, [Done(*key, 0, 3, completion, 1.0, 2.0) for key in done], Timing(0, 0.0, 1, 1, 1)
-    )
+    finished = [Done(*key, 0, 3, completion, 1.0, 2.0) for key in done]
+    return Portion(worker, 4, 1, finished, Timing(0, 0.0, 1, 1, 1), {(1, 2): Spent(1, 4, 1.0)})
 
 
 def cut_all(shares: Shares, slots: int) -> list[Share]:

@@ -118,6 +118,13 @@ def report(
         Literal["last", "min", "prod", "mean"],
         typer.Option(help="How a process model's scores of steps become one."),
     ] = "last",
+    reference: Annotated[
+        str | None, typer.Option(help="Name of the run to compare with; none: the first.")
+    ] = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]MONEY", help="Of an hour of the machine; repeatable."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Coverage and accuracy against seconds, as a page, figures and data; and training curves."""
@@ -125,6 +132,7 @@ def report(
 
     from retort import console
     from retort.report import training
+    from retort.report.budget import prices
     from retort.report.run import report as run
     from retort.report.run import report_training, summary_table, training_table
     from retort.report.wording import warnings
@@ -133,7 +141,7 @@ def report(
     sampled = [folder for folder in runs if folder not in trained]
     result: dict[str, Any] = {}
     if sampled:
-        curves = run(sampled, out, k, aggregate)
+        curves = run(sampled, out, k, aggregate, reference, prices(price or []))
         console.say(f"report: {out / 'report.html'}")
         for model in curves.models:
             for line in warnings(model):

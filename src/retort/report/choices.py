@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retort.report.adaptive import ORDERS, UNANIMOUS_WINDOW, Replay, Rule, replay
+from retort.report.budget import completions_to_reach
 from retort.report.metrics import Estimate, Floats, intervals
 from retort.report.samples import Samples
 from retort.report.selection import Weighted, best_of_k, enough_orders, weighted_vote
@@ -65,7 +66,20 @@ class Stopping:
     saved: float | None
 
 
-def choices(samples_P: Sequence[Samples], ks: Sequence[int], counts_RP: Floats) -> list[Choice]:
+@dataclass(frozen=True)
+class Way:
+    """A way of choosing, before intervals: the chance of each problem that k completions give the
+    right answer, (P, K), and the standard error of its mean over the problems.
+    """
+
+    name: str
+    scorer: str | None
+    votes: bool
+    chance_PK: Floats
+    error_K: Floats
+
+
+def ways(samples_P: Sequence[Samples], ks: Sequence[int]) -> list[Way]:
     """Votes weighted by confidence, and for each scorer the best of k and votes weighted by it."""
 
     orders = enough_orders(len(samples_P))
@@ -73,13 +87,11 @@ def choices(samples_P: Sequence[Samples], ks: Sequence[int], counts_RP: Floats) 
     def confident(each: Samples) -> Weighted:
         return weighted_vote(each.groups, each.confidence_N, each.correct_N, ks, orders=orders)
 
-    found = [Choice(CONFIDENCE_VOTE, None, True, _points(samples_P, confident, ks, counts_RP))]
+    found = [_way(CONFIDENCE_VOTE, None, True, samples_P, confident)]
     for scorer in samples_P[0].scores:
-        best, weighted = (
-            _points(samples_P, chance, ks, counts_RP) for chance in _by_scorer(scorer, ks, orders)
-        )
-        found.append(Choice(f"best of k by {scorer}", scorer, False, best))
-        found.append(Choice(f"vote weighted by {scorer}", scorer, True, weighted))
+        best, weighted = _by_scorer(scorer, ks, orders)
+        found.append(_way(f"best of k by {scorer}", scorer, False, samples_P, best))
+        found.append(_way(f"vote weighted by {scorer}", scorer, True, samples_P, weighted))
     return found
 
 
@@ -97,17 +109,22 @@ def _by_scorer(
     return best, weighted
 
 
-def _points(
+def _way(
+    name: str,
+    scorer: str | None,
+    votes: bool,
     samples_P: Sequence[Samples],
     chance: Callable[[Samples], Weighted],
-    ks: Sequence[int],
-    counts_RP: Floats,
-) -> tuple[Chosen, ...]:
+) -> Way:
     found = [chance(each) for each in samples_P]
-    value_PK = np.stack([each.value_K for each in found])
     error_K = np.sqrt(np.sum([each.error_K**2 for each in found], axis=0)) / len(found)
-    columns = zip(ks, intervals(value_PK, counts_RP), error_K.tolist(), strict=True)
-    return tuple(Chosen(*column) for column in columns)
+    return Way(name, scorer, votes, np.stack([each.value_K for each in found]), error_K)
+
+
+def choice(way: Way, ks: Sequence[int], counts_RP: Floats) -> Choice:
+    """A way of choosing with its intervals."""
+    columns = zip(ks, intervals(way.chance_PK, counts_RP), way.error_K.tolist(), strict=True)
+    return Choice(way.name, way.scorer, way.votes, tuple(Chosen(*column) for column in columns))
 
 
 def stopping(
@@ -155,16 +172,7 @@ def _replayed(each: Samples, rule: Rule, window: int, orders: int) -> Replay:
 
 
 def equal(curve: Sequence[tuple[int, float]], accuracy: float) -> float | None:
-    """The k from which a curve reaches an accuracy, between its points on a logarithmic scale.
-
-    The smallest k of the curve where already that is as accurate; None where none is.
-    """
-    before: tuple[int, float] | None = None
-    for k, value in curve:
-        if value >= accuracy:
-            if before is None or value == before[1]:
-                return float(k)
-            share = (accuracy - before[1]) / (value - before[1])
-            return float(before[0] * (k / before[0]) ** share)
-        before = (k, value)
-    return None
+    """The k from which a curve reaches an accuracy; None where it does not."""
+    k_K, value_K = np.array(curve, np.float64).T
+    (k,) = completions_to_reach(k_K, value_K[None], np.array([accuracy])).tolist()
+    return None if np.isnan(k) else k

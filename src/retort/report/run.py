@@ -2,13 +2,14 @@
 folders to training.json, training.html and theirs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retort.console import format_count
 from retort.report import wording
-from retort.report.curves import Curves, ModelCurve, Point, build
+from retort.report.build import build
+from retort.report.curves import Curves, ModelCurve, Point
 from retort.report.examples import examples
 from retort.report.metrics import Estimate
 from retort.report.reading import read_trainings
@@ -31,6 +32,8 @@ def report(
     out: Path,
     k: Sequence[int] | None = None,
     aggregate: Aggregate = "last",
+    reference: str | None = None,
+    prices: Mapping[str, float] | None = None,
 ) -> Curves:
     """Compare graded runs of the same problems: write the report into `out` and return its data.
 
@@ -39,9 +42,11 @@ def report(
 
     k: the numbers of completions per problem to report, by default 1, 2, 4, ... and all samples.
     aggregate: how a process reward model's scores of the steps become one for the completion.
+    reference: the name of the run that others are compared with, by default the first.
+    prices: by name, of an hour of the machine that a run was sampled on.
 
     Raises ValueError when a folder is no run, when runs are incomplete, not graded, not timed, of
-    one name or about different problems, or when a k exceeds the samples.
+    one name or about different problems, when a k exceeds the samples, or for a name of no run.
     """
     if not runs:
         raise ValueError("no run folder given; name one or more that `retort sample` made")
@@ -49,7 +54,7 @@ def report(
     version = common_version(opened)
     tallies = [tally(run, version, aggregate) for run in opened]
     check_comparable(tallies)
-    curves = build(tallies, examples(tallies), k)
+    curves = build(tallies, examples(tallies), k, reference, prices)
     Path(out).mkdir(parents=True, exist_ok=True)
     for name, content in _files(curves):
         write_aside(Path(out) / name, content)

@@ -14,15 +14,31 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from retort.report.budget import Pace
+from retort.report.budget import Pace, TokenWork
 from retort.report.metrics import VoteGroup
 from retort.report.samples import KEYS, Aggregate, Samples, Scale, aggregated, by_problem
+from retort.report.scheduler import Lengths, lengths
+from retort.report.steps import StepTimes
+from retort.report.timing import (
+    mean_rows,
+    pace,
+    prefill_seconds,
+    scoring_seconds,
+    step_times,
+    token_work,
+)
 from retort.store import SCORER, Run
 
 
 @dataclass(frozen=True)
 class Tally:
     """Counts of one run; problems in the order of their ids, so runs on the same ones line up.
+
+    lengths_P: what the completions take in tokens. rows: tokens that a step wrote, in the mean.
+    times: of the run's steps, by which a replay reckons; None where none were timed.
+    decode_seconds: of all steps, as they were measured. token: what decoding one takes; None where
+    the run does not say. prefill_seconds: of a problem's prompt. scoring_seconds: of a completion,
+    by scorer.
 
     The last four are shares of completions: those that hit the length limit, those in which the
     grader found no answer, those that repeat another's text on the same problem, and those whose
@@ -36,8 +52,15 @@ class Tally:
     correct_P: NDArray[np.int64]
     groups_P: tuple[tuple[VoteGroup, ...], ...]
     samples_P: tuple[Samples, ...]
+    lengths_P: tuple[Lengths, ...]
     pace: Pace
     slots: int
+    rows: float
+    times: StepTimes | None
+    decode_seconds: float
+    token: TokenWork | None
+    prefill_seconds: float
+    scoring_seconds: dict[str, float]
     truncated: float
     unanswered: float
     duplicates: float
@@ -61,6 +84,7 @@ def tally(run: Run, version: str, aggregate: Aggregate = "last") -> Tally:
     completions = _completions(run, ids)
     verdicts = _verdicts(run, version, completions)
     right = _by_problem(verdicts, ("correct", "sum"))
+    timing = run.timing.read()
     return Tally(
         run=run,
         verdicts=version,
@@ -69,8 +93,15 @@ def tally(run: Run, version: str, aggregate: Aggregate = "last") -> Tally:
         correct_P=np.array([right[id] for id in ids], dtype=np.int64),
         groups_P=_vote_groups(run, ids, verdicts),
         samples_P=by_problem(completions, verdicts, _scores(run, completions, aggregate)),
-        pace=_pace(run, completions),
-        slots=pc.max(run.timing.read(["slots"])["slots"]).as_py(),
+        lengths_P=lengths(completions),
+        pace=pace(run, timing, completions),
+        slots=pc.max(timing["slots"]).as_py(),
+        rows=mean_rows(timing),
+        times=step_times(run, timing),
+        decode_seconds=pc.sum(timing["decode_seconds"]).as_py(),
+        token=token_work(run),
+        prefill_seconds=prefill_seconds(timing, completions),
+        scoring_seconds=scoring_seconds(run),
         truncated=_share(completions["finish_reason"], "length"),
         unanswered=_share(verdicts["method"], "no answer"),
         duplicates=_duplicates(run),
@@ -121,7 +152,8 @@ def _check_same_problems(first: Tally, other: Tally) -> None:
 def _completions(run: Run, ids: list[str]) -> pa.Table:
     """The completions that the run is about, checked to be all there."""
     n = run.manifest["n"]
-    table = run.completions.read([*KEYS, "token_count", "finish_reason", "logprob"])
+    columns = ["token_count", "prompt_tokens", "finish_reason", "logprob", "started"]
+    table = run.completions.read([*KEYS, *columns])
     # a run that was continued with a smaller n, or fewer problems, holds more than it is about
     known = pc.is_in(table["problem_id"], pa.array(ids, pa.string()))
     table = table.filter(pc.and_(known, pc.less(table["sample_idx"], n)))
@@ -213,17 +245,6 @@ def _vote_groups(run: Run, ids: list[str], verdicts: pa.Table) -> tuple[tuple[Vo
             )
         groups[row["problem_id"]].append(VoteGroup(row["group_count"], row["correct_all"]))
     return tuple(map(tuple, groups.values()))
-
-
-def _pace(run: Run, completions: pa.Table) -> Pace:
-    timing = run.timing.read(["decode_tokens", "decode_seconds"])
-    tokens, seconds = (pc.sum(column).as_py() for column in timing.itercolumns())
-    if not tokens or not seconds:
-        raise ValueError(
-            f"{run.folder} holds no decode times, so seconds are unknown; sample it again "
-            "with force=true"
-        )
-    return Pace(tokens / seconds, pc.mean(completions["token_count"]).as_py())
 
 
 def _share(column: pa.ChunkedArray, value: str) -> float:

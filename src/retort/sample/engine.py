@@ -16,8 +16,9 @@ from torch import Tensor
 
 from retort.console import warn
 from retort.model.decoder import Decoder
+from retort.sample.clock import StepLog, Timing
 from retort.sample.memory import is_out_of_memory
-from retort.sample.queue import Prompts, Queue, Request, Timing, fill
+from retort.sample.queue import Prompts, Queue, Request, fill
 from retort.sample.slots import open_slots
 from retort.sample.stopping import StopStrings
 from retort.sample.tokens import SamplingParams
@@ -76,7 +77,7 @@ class Engine:
             raise ValueError(f"slots = {slots}: at least one is needed")
         self.decoder, self.slots, self.decode = decoder, slots, decode
         self.look = look or (1 if decoder.device.type == "cpu" else LOOK_STEPS)
-        self.timing = Timing()
+        self.timing, self.log = Timing(), StepLog()
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams
@@ -147,6 +148,7 @@ class _Batch:
         self.running: list[_Row] = []
         self.steps = 0
         self.tokens = 0  # of the running rows, when last looked at
+        self.warm = False  # the first steps load kernels, or compile them
         # Rows that have finished still go on until the next look.
         own = params.max_tokens + engine.look
         lengths = self.prompts.longest + own, own
@@ -174,7 +176,10 @@ class _Batch:
         lead = self.prompts.left.length(start.request) - self.steps
         self.running += [_Row(start.request, sample, now, lead) for sample in start.samples]
         self.slots.start(slot_S, prompt.state, prompt.logits_1V, start.seeds)
-        return self._look(began, steps=0)
+        done = self._look(began, steps=0)
+        seconds = time.perf_counter() - began
+        self.engine.timing += Timing(starts=len(start.samples), start_seconds=seconds)
+        return done
 
     def _room(self) -> int:
         return self.slots.forward.slots - len(self.running)
@@ -183,25 +188,34 @@ class _Batch:
     def _steps(self) -> list[Finished]:
         """A token or more for every running row; returns the completions that this finished."""
         began = time.perf_counter()
-        longest = max(row.lead for row in self.running)
-        for _ in range(self.engine.look):
+        rows, look = len(self.running), self.engine.look
+        leads = [row.lead for row in self.running]
+        longest = max(leads)
+        # a step's rows see what they have, and the token that they read in it
+        context = look * sum(leads) + rows * sum(range(self.steps + 1, self.steps + look + 1))
+        for _ in range(look):
             self.steps += 1
-            self.slots.step(len(self.running), longest + self.steps)
-        return self._look(began, self.engine.look)
+            self.slots.step(rows, longest + self.steps)
+        done = self._look(began, look)
+        if self.warm:
+            self.engine.log.add(rows, context, look, time.perf_counter() - began)
+        self.warm = True
+        return done
 
     def _look(self, began: float, steps: int) -> list[Finished]:
-        """Waits for the device, clocks what was done since `began`, takes out what has finished."""
+        """Waits for the device, takes out what has finished, clocks what was done since `began`."""
         self.strings.apply(self.slots, len(self.running), max(1, steps))
         rows = len(self.running)
         finished = self.slots.finished_S[:rows].nonzero().flatten()
-        tokens = int(self.slots.count_S[:rows].sum())
+        tokens, before = int(self.slots.count_S[:rows].sum()), self.tokens
+        self.tokens = tokens
+        done = self._retire(finished) if len(finished) else []
         self.engine.timing += Timing(
-            decode_tokens=tokens - self.tokens,
+            decode_tokens=tokens - before,
             decode_steps=steps,
             decode_seconds=time.perf_counter() - began,
         )
-        self.tokens = tokens
-        return self._retire(finished) if len(finished) else []
+        return done
 
     def _retire(self, row_F: Tensor) -> list[Finished]:
         """Takes finished rows out, moving the rows behind them into their place."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Collection, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import torch
 
 from retort.model.decoder import Decoder
 from retort.sample import prefill
+from retort.sample.clock import Timing
 
 WINDOW = 256
 """Prompts among which those of like length are read together."""
@@ -22,34 +23,6 @@ class Request:
 
     prompt: Sequence[int]
     seeds: Sequence[int]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """What an engine has done so far; prefill and decoding are timed apart.
-
-    verifications and accepted: how often a draft's proposals for a row were verified, and how many
-    of them were accepted in all; 0 without a draft.
-    """
-
-    prefill_tokens: int = 0
-    prefill_seconds: float = 0.0
-    decode_tokens: int = 0
-    decode_steps: int = 0
-    decode_seconds: float = 0.0
-    verifications: int = 0
-    accepted: int = 0
-
-    @property
-    def acceptance(self) -> float:
-        """Accepted proposals in a verification, which gives one token more; 0 before the first."""
-        return self.accepted / max(1, self.verifications)
-
-    def __sub__(self, earlier: Timing) -> Timing:
-        return Timing(*(a - b for a, b in zip(astuple(self), astuple(earlier), strict=True)))
-
-    def __add__(self, more: Timing) -> Timing:
-        return Timing(*(a + b for a, b in zip(astuple(self), astuple(more), strict=True)))
 
 
 class Queue:

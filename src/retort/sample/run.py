@@ -22,11 +22,12 @@ from retort.data.chat import ask, load_tokenizer, prompt_ids
 from retort.data.problems import Problem
 from retort.model import weights
 from retort.model.config import ATTENTION, DecoderConfig
+from retort.model.cost import decode_bytes, decode_flops, kv_bytes_per_token
 from retort.recipe import BUNDLED_TEACHER, SampleRecipe, Sampling
 from retort.sample import workers
+from retort.sample.clock import Timing, together
 from retort.sample.cluster import Cluster
 from retort.sample.crew import Alone, Crew, dtype_of, open_engine
-from retort.sample.queue import Timing
 from retort.sample.stopping import until
 from retort.sample.work import Done, Portion, Work
 from retort.store import Run, fingerprint
@@ -140,6 +141,7 @@ def _facts(recipe: SampleRecipe, config: DecoderConfig, device: str) -> dict[str
             "folder": "bundled" if recipe.model == BUNDLED_TEACHER else str(recipe.model),
             "fingerprint": fingerprint(recipe.model),
             "parameters": weights.empty(config).size,
+            "token": _token(config, dtype_of(recipe).itemsize),
         },
         "n": recipe.sampling.n,
         "recipe": recipe.model_dump(mode="json", exclude={"force"}),
@@ -153,12 +155,27 @@ def _facts(recipe: SampleRecipe, config: DecoderConfig, device: str) -> dict[str
     }
 
 
+def _token(config: DecoderConfig, dtype_bytes: int) -> dict[str, float]:
+    """What decoding a token takes: of itself, for each token that it sees, and in weights, which
+    all rows of a step share.
+    """
+    alone, beside_one = (decode_flops(config, context).total for context in (0, 1))
+    moved = decode_bytes(config, batch=1, context=0, dtype_bytes=dtype_bytes)
+    return {
+        "flops": alone,
+        "flops_per_context": beside_one - alone,
+        "weight_bytes": moved.weights,
+        "row_bytes": moved.state + moved.logits,
+        "bytes_per_context": kv_bytes_per_token(config, dtype_bytes),
+    }
+
+
 def _mended(run: Run, problems: list[Problem]) -> None:
     """Sets damaged parts of a run aside: what they held is missing now, and is made again.
 
     Raises ValueError as `_new_problems` does.
     """
-    for table in (run.problems, run.completions, run.timing):
+    for table in (run.problems, run.completions, run.timing, run.steps):
         for path in table.set_aside_damaged():
             console.warn(f"{path}: a damaged part, set aside; what it held is made again")
     _new_problems(run, problems)
@@ -247,12 +264,15 @@ def _write(
     run.completions.append(
         [_row(done, until(text, stop), batch) for done, text in zip(all_done, texts, strict=True)]
     )
-    run.timing.append(
-        [
-            {"slots": each.slots, "started": each.done[0].started, **asdict(each.timing)}
-            for each in _by_worker(portions)
-        ]
-    )
+    merged = _by_worker(portions)
+    run.timing.append([_timing(portion) for portion in merged])
+    steps = together(portion.steps for portion in merged)
+    run.steps.append([{"rows": rows, **asdict(spent)} for (rows, _), spent in steps.items()])
+
+
+def _timing(portion: Portion) -> dict[str, Any]:
+    facts = {"slots": portion.slots, "look": portion.look, "started": portion.done[0].started}
+    return facts | asdict(portion.timing)
 
 
 def _row(done: Done, text: str, batch: int) -> dict[str, Any]:

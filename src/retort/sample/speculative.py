@@ -23,9 +23,10 @@ from retort.data.chat import load_tokenizer
 from retort.model import weights
 from retort.model.ahead import read_ahead
 from retort.model.decoder import Decoder
+from retort.sample.clock import Timing
 from retort.sample.engine import Completion, Decode, Engine, Finished, Reason
 from retort.sample.proposals import Proposals, Streams, judge, propose, read
-from retort.sample.queue import Prompts, Queue, Timing, fill
+from retort.sample.queue import Prompts, Queue, fill
 from retort.sample.stopping import StopStrings
 from retort.sample.tokens import SamplingParams, draw, log_probability, uniforms
 
@@ -139,8 +140,10 @@ class _Rounds:
         token_S = draw(logits_SV, uniforms(seed_S, torch.zeros_like(seed_S)), self.params)
         self.running += rows
         tokens = self._write(rows, token_S[:, None], [1] * count, logits_SV[:, None])
-        self._clock(began, tokens, steps=0)
-        return self._retire()
+        done = self._retire()
+        seconds = self._clock(began, tokens, steps=0)
+        self.engine.timing += Timing(starts=count, start_seconds=seconds)
+        return done
 
     def _room(self) -> int:
         return self.state.batch - len(self.running)
@@ -151,7 +154,8 @@ class _Rounds:
     def _round(self) -> list[Finished]:
         """Proposes for every running row, and verifies; returns the completions that finished."""
         began = time.perf_counter()
-        rows, device = self.running, self.decoder.device
+        rows, device = list(self.running), self.decoder.device
+        context = sum(row.length for row in rows)
         streams = Streams(
             torch.tensor([row.seed for row in rows], device=device),
             torch.tensor([len(row.tokens) for row in rows], device=device),
@@ -167,8 +171,9 @@ class _Rounds:
         counts = [accepted + 1 for accepted in accepted_S.tolist()]
         tokens = self._write(rows, token_ST, counts, logits_STV)
         self.engine.timing += Timing(verifications=len(rows), accepted=sum(counts) - len(rows))
-        self._clock(began, tokens, steps=1)
-        return self._retire()
+        done = self._retire()
+        self.engine.log.add(len(rows), context, 1, self._clock(began, tokens, steps=1))
+        return done
 
     def _propose(self, streams: Streams) -> Proposals:
         """What the draft proposes, after it has read what it did not know of."""
@@ -234,8 +239,10 @@ class _Rounds:
         logprobs = row.logprobs if self.params.logprobs else None
         return Completion(row.tokens, reason, math.fsum(row.logprobs), logprobs)
 
-    def _clock(self, began: float, tokens: int, steps: int) -> None:
-        """Adds the tokens that were decoded since `began`, and the time."""
+    def _clock(self, began: float, tokens: int, steps: int) -> float:
+        """Adds the tokens that were decoded since `began`, and the time, which it returns."""
+        seconds = time.perf_counter() - began
         self.engine.timing += Timing(
-            decode_tokens=tokens, decode_steps=steps, decode_seconds=time.perf_counter() - began
+            decode_tokens=tokens, decode_steps=steps, decode_seconds=seconds
         )
+        return seconds

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from retort.recipe import Sampling
-from retort.sample.engine import Completion, Engine, Request, Timing
+from retort.sample.clock import Steps, Timing, together
+from retort.sample.engine import Completion, Engine, Request
 from retort.sample.tokens import SamplingParams
 from retort.store import sample_seed
 
@@ -44,17 +45,27 @@ class Done:
 
 @dataclass(frozen=True)
 class Portion:
-    """Completions that one engine has finished, and what it has done since its last portion."""
+    """Completions that one engine has finished, and what it has done since its last portion.
+
+    look: the steps between its looks at what has finished.
+    """
 
     worker: int
     slots: int
+    look: int
     done: list[Done]
     timing: Timing
+    steps: Steps
 
     def __add__(self, more: Portion) -> Portion:
         """Two portions of one engine, together."""
         assert self.worker == more.worker
-        return replace(more, done=self.done + more.done, timing=self.timing + more.timing)
+        return replace(
+            more,
+            done=self.done + more.done,
+            timing=self.timing + more.timing,
+            steps=together([self.steps, more.steps]),
+        )
 
 
 def portions(
@@ -85,10 +96,15 @@ def portions(
             )
         )
         if time.monotonic() - began >= seconds:
-            yield Portion(worker, engine.slots, ready, engine.timing - told)
+            yield _portion(engine, worker, ready, told)
             ready, told, began = [], engine.timing, time.monotonic()
     if ready:
-        yield Portion(worker, engine.slots, ready, engine.timing - told)
+        yield _portion(engine, worker, ready, told)
+
+
+def _portion(engine: Engine, worker: int, done: list[Done], told: Timing) -> Portion:
+    timing = engine.timing - told
+    return Portion(worker, engine.slots, engine.look, done, timing, engine.log.take())
 
 
 def _request(item: Work, seed: int) -> Request:

@@ -57,25 +57,31 @@ def score(recipe: ScoreRecipe) -> ScoreSummary:
     is no run or is being written, the model is none of its kind, or the name is another model's.
     """
     run = Run.open(recipe.run)
-    table = run.scores(_name(recipe))
+    name = _name(recipe)
+    table, timing = run.scores(name), run.scoring(name)
     identity = _identity(recipe)
     with run.lock():
         _refuse_other(table, identity)
-        for path in table.set_aside_damaged():
+        for path in [*table.set_aside_damaged(), *timing.set_aside_damaged()]:
             console.warn(f"{path}: a damaged part, set aside; what it held is scored again")
         done, total = table.keys(), run.completions.rows()
         if len(done) < total:
             judge = Judge(open_model(recipe), _questions(run), recipe.batch_tokens)
             _write_scorer(table, identity | _facts(recipe))
-            _score_missing(run, table, judge, done, total)
+            _score_missing(run, name, judge, done, total)
         return ScoreSummary(max(0, total - len(done)), total, _without_score(table))
 
 
-def _score_missing(run: Run, table: Table, judge: Judge, done: set[Key], total: int) -> None:
+def _score_missing(run: Run, name: str, judge: Judge, done: set[Key], total: int) -> None:
+    table, timing = run.scores(name), run.scoring(name)
+    began = time.monotonic()
     with console.progress(f"score {run.name}", total, "", len(done)) as advance:
         for rows in _flushes(_rows(run, judge, done)):
             table.append(rows)
+            now = time.monotonic()
+            timing.append([{"completions": len(rows), "seconds": now - began}])
             advance(len(rows))
+            began = now
     if judge.too_long:
         console.warn(
             f"{judge.too_long} different completions have more than the {judge.model.limit} tokens "

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retort.report import curves as module
-from retort.report.curves import Curves, build, default_ks
+from retort.report import build as module
+from retort.report.build import build, default_ks
+from retort.report.curves import Curves
 from retort.report.metrics import wilson
 from retort.report.tally import tally
 from retort.report.wording import budget_note, headline, percent, seconds, shared_ks
@@ -104,7 +105,7 @@ def test_headline_says_when_it_could_be_chance(make_run: MakeRun) -> None:
 def test_json_holds_the_curves(make_run: MakeRun) -> None:
     curves = built(make_run("m", EVEN))
     document = json.loads(curves.to_json())
-    assert document["format"] == 3
+    assert document["format"] == 4
     assert document["grader"] == "1"
     point = document["models"][0]["points"][0]
     assert point["k"] == 1
@@ -118,7 +119,7 @@ def test_curves_of_another_release_are_refused(make_run: MakeRun, tmp_path: Path
     path.write_text(curves.to_json())
     assert Curves.read(path) == curves
     path.write_text('{"format": 1, "models": []}')
-    with pytest.raises(ValueError, match="format 1 of another release, and this one reads 3"):
+    with pytest.raises(ValueError, match="format 1 of another release, and this one reads 4"):
         Curves.read(path)
     path.write_text("[]")
     with pytest.raises(ValueError, match=r"not the curves\.json of a report"):
