@@ -102,12 +102,16 @@ def _target(config: DecoderConfig, folder: Path, llama_cpp: bool) -> tuple[Write
     writer = formats.portable(config)
     if writer is None:
         reasons = "; ".join(granite.GRANITE.refusals(config))
-        raise ValueError(f"{folder}: this model cannot be published, since {reasons}")
+        raise ValueError(
+            f"{folder}: this model cannot be published, since {reasons} (docs/models.md#given-away)"
+        )
     if llama_cpp:
         config = wide_config(config, 2 * config.hidden_size) if config.linear_layers else config
         reason = writer.runtimes(config)["llama.cpp"]
         if reason:
-            raise ValueError(f"llama.cpp {reason}; publish without --llama-cpp")
+            raise ValueError(
+                f"llama.cpp {reason}; publish without --llama-cpp (docs/serving.md#llamacpp)"
+            )
     return writer, config
 
 

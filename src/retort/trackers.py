@@ -83,7 +83,8 @@ def check_trackers(names: Sequence[Tracker]) -> None:
     for name in names:
         if find_spec(name) is None:
             raise ValueError(
-                f"trackers: {name} is not installed; pip install {name}, or leave it out"
+                f"trackers: {name} is not installed; pip install {name}, or leave it out "
+                "(docs/watching.md#trackers)"
             )
 
 

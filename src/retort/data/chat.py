@@ -72,7 +72,7 @@ def check_same_tokenizer(
         differing = sum(theirs.get(token) != index for token, index in ours.items())
         raise ValueError(
             f"{where}: its tokenizer differs from the teacher's in {differing} of {len(ours)} "
-            "tokens; a student must share its teacher's tokenizer"
+            "tokens; a student must share its teacher's tokenizer (docs/data.md#bad-data)"
         )
 
 
@@ -159,7 +159,7 @@ def _plain_document(tokenizer: PreTrainedTokenizerBase, turns: Conversation) -> 
     if [turn.role for turn in turns] != ["user", "assistant"]:
         raise ValueError(
             "the tokenizer has no chat template, so conversations must be a question and its "
-            "answer; use a teacher that is made for chat"
+            "answer; use a teacher that is made for chat (docs/data.md#bad-data)"
         )
     before = tokenizer.encode(turns[0].text)
     after = tokenizer.encode(turns[1].text, add_special_tokens=False) + _end(tokenizer)

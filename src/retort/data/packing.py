@@ -166,7 +166,7 @@ class Lane:
             raise ValueError(
                 f"the training data has changed: the rows of its sources are {self._sizes()}, and "
                 f"were {was} when the run was stopped; bring the files back, or add force=true to "
-                "start over"
+                "start over (docs/data.md#stopping-and-going-on)"
             )
         self.queue = [Piece(*piece) for piece in state["queue"]]
         self.drawn, self.placed = Counter(state["drawn"]), Counter(state["placed"])

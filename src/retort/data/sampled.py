@@ -73,7 +73,10 @@ def _correct_keys(run: Run) -> set[tuple[str, int]]:
     """The completions that the run's newest grader found correct."""
     versions = run.verdict_versions()
     if not versions:
-        raise ValueError(f"{run.folder}: not graded; `retort grade {run.folder}` does that")
+        raise ValueError(
+            f"{run.folder}: not graded; `retort grade {run.folder}` does that "
+            "(docs/data.md#rejection-sampling)"
+        )
     newest = max(versions, key=lambda version: (len(version), version))  # "10" is after "9"
     verdicts = run.verdicts(newest).read(["problem_id", "sample_idx", "correct"])
     flags = verdicts["correct"].to_pylist()

@@ -12,7 +12,9 @@ def open_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used here: {reason}") from None
+        raise ValueError(
+            f"device {name!r} cannot be used here: {reason} (README.md#install)"
+        ) from None
     return device
 
 

@@ -290,7 +290,9 @@ def _tensor_files(folder: Path) -> list[Path]:
         path.name for path in folder.glob("*.pt*")
     )
     hint = f"; {pickled[0]} is a pickle, which is never read: convert it" if pickled else ""
-    raise ValueError(f"{folder}: no checkpoint here (neither {SINGLE} nor {INDEX}){hint}")
+    raise ValueError(
+        f"{folder}: no checkpoint here (neither {SINGLE} nor {INDEX}){hint} (docs/models.md#read)"
+    )
 
 
 def _check(folder: Path, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:

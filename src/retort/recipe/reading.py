@@ -64,7 +64,9 @@ def _read(path: Path) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader: plain data
     except FileNotFoundError:
         known = ", ".join(sorted(str(p.relative_to(RECIPES)) for p in RECIPES.rglob("*.yaml")))
-        raise RecipeError(f"{path}: no such recipe file (bundled ones: {known})") from None
+        raise RecipeError(
+            f"{path}: no such recipe file (bundled ones: {known}) (docs/recipes.md)"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read as a recipe: {error}") from None
     except yaml.YAMLError as error:

@@ -77,7 +77,8 @@ def _import_ray() -> Any:
         import ray
     except ImportError:
         raise ValueError(
-            '--ray needs Ray, which is not installed: pip install "retort-lm[ray]"'
+            '--ray needs Ray, which is not installed: pip install "retort-lm[ray]" '
+            "(docs/sampling.md#many-engines-ray)"
         ) from None
     return ray
 
@@ -118,7 +119,8 @@ def _reach(address: str) -> None:
     host, _, port = address.removeprefix(CLIENT).rpartition(":")
     if not host or not port.isdecimal():
         raise ValueError(
-            f"--ray {address}: say local, auto, HOST:PORT or {CLIENT}HOST:PORT of a Ray cluster"
+            f"--ray {address}: say local, auto, HOST:PORT or {CLIENT}HOST:PORT of a Ray cluster "
+            "(docs/sampling.md#many-engines-ray)"
         )
     try:
         socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()

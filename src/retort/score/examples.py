@@ -44,7 +44,8 @@ def graded(run: Run) -> dict[Text, tuple[int, bool]]:
     for key, text in _texts(run):
         if key not in correct:
             raise ValueError(
-                f"{run.folder}: completions without a verdict; `retort grade {run.folder}` first"
+                f"{run.folder}: completions without a verdict; `retort grade {run.folder}` first "
+                "(docs/scoring.md#a-verifier-of-ones-own)"
             )
         count[text] += 1
         right[text] = correct[key]

@@ -52,7 +52,8 @@ def check(recipe: ScoreRecipe) -> None:
     if not any(name.endswith(ending) for name in names):
         raise ValueError(
             f"{recipe.model}: kind={recipe.kind} is {words} (...{ending}), and this folder has "
-            f"{', '.join(names) or 'no architecture named in its config.json'}"
+            f"{', '.join(names) or 'no architecture named in its config.json'} "
+            "(docs/scoring.md#reward-models)"
         )
 
 

@@ -166,7 +166,8 @@ def _check_both(run: Run, sets: Sequence[Examples]) -> None:
         raise ValueError(
             f"{run.folder}: right and wrong answers are needed among the problems to fit with, to "
             "calibrate with and to hold out, and one of these has only one kind; sample more "
-            "problems, or ones that are neither too easy nor too hard"
+            "problems, or ones that are neither too easy nor too hard "
+            "(docs/scoring.md#a-verifier-of-ones-own)"
         )
 
 

@@ -42,7 +42,8 @@ def finished(recipe: DistillRecipe, work: Path) -> bool:
         return False
     if (work / RECIPE).read_text(encoding="utf-8") != identity(recipe):
         raise ValueError(
-            f"{work}: holds another recipe's run; choose another out=, or add force=true"
+            f"{work}: holds another recipe's run; choose another out=, or add force=true "
+            "(docs/training.md#stopping-and-going-on)"
         )
     return (work / "finished").is_file() and (recipe.out / weights.CONFIG).is_file()
 

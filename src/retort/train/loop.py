@@ -136,7 +136,8 @@ def _newest(work: Path) -> tuple[Path, Any] | None:
     found = checkpoint.newest(root)
     if found is None and checkpoint.states(root):
         raise ValueError(
-            f"{root}: no state is whole; bring one back, or add force=true to start over"
+            f"{root}: no state is whole; bring one back, or add force=true to start over "
+            "(docs/training.md#stopping-and-going-on)"
         )
     return found
 

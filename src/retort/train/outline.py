@@ -58,7 +58,7 @@ def _config(folder: Path, name: str | None, key: str, notes: list[str]) -> Decod
     if name is None:
         raise ValueError(
             f"{key}: {folder} is not here, and a plan needs its size; put its config.json there, "
-            f"or name the size: planning.{key}=llama-3.2-1b"
+            f"or name the size: planning.{key}=llama-3.2-1b (docs/recipes.md#before-you-start-one)"
         )
     notes.append(f"{folder} is not here: {key} planned as a {name}")
     return geometry(name)

@@ -113,7 +113,7 @@ class Stepper:
             raise ValueError(
                 f"stage {self.stage.name}: {progress.bad_steps} steps in a row gave a loss or "
                 "gradient that is not finite, or a loss far above those before; lower optim.lr, or "
-                "continue from an earlier checkpoint"
+                "continue from an earlier checkpoint (docs/training.md#when-something-goes-wrong)"
             )
 
 

@@ -36,7 +36,7 @@ def reader(values: Values) -> Reader:
     name = names[0]
     if name not in _READERS:
         known = ", ".join(sorted([*_READERS, "Llamba", "MambaInLlama"]))
-        raise ValueError(f"architecture {name}; supported are {known}")
+        raise ValueError(f"architecture {name}; supported are {known} (docs/models.md#read)")
     return _READERS[name]
 
 
