@@ -79,7 +79,10 @@ class Run:
     def open(cls, folder: Path) -> Self:
         """Open an existing run for reading; ValueError when the folder is none."""
         if not (folder / "run.json").is_file():
-            raise ValueError(f"{folder} is no run folder (no run.json); `retort sample` makes one")
+            raise ValueError(
+                f"{folder} is no run folder (no run.json); `retort sample` makes one "
+                "(docs/sampling.md)"
+            )
         return cls(folder, _read_manifest(folder))
 
     @classmethod
@@ -231,7 +234,8 @@ def _refuse_change(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> No
     if changes:
         raise ValueError(
             f"{folder} holds another run: {'; '.join(changes)}; "
-            "choose another out folder, or force=true starts over"
+            "choose another out folder, or force=true starts over "
+            "(docs/sampling.md#stopping-and-going-on)"
         )
 
 

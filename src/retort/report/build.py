@@ -89,7 +89,8 @@ def _asked(tally: Tally, ks: Sequence[int] | None) -> list[int]:
         if k > tally.samples:
             raise ValueError(
                 f"k = {k} asked, but run {tally.run.folder} holds {tally.samples} completions "
-                f"for problem {tally.problem_ids[0]} (sample more: sampling.n={k})"
+                f"for problem {tally.problem_ids[0]} (sample more: sampling.n={k}) "
+                "(docs/report.md#estimators)"
             )
     return sorted(set(ks))
 

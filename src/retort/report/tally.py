@@ -116,7 +116,9 @@ def common_version(runs: Sequence[Run]) -> str:
     """
     for run in runs:
         if not run.verdict_versions():
-            raise ValueError(f"{run.folder} is not graded; run `retort grade {run.folder}`")
+            raise ValueError(
+                f"{run.folder} is not graded; run `retort grade {run.folder}` (docs/grading.md)"
+            )
     shared = set.intersection(*(set(run.verdict_versions()) for run in runs))
     if not shared:
         judged = ", ".join(f"{run.folder} by {'/'.join(run.verdict_versions())}" for run in runs)
@@ -142,7 +144,8 @@ def _check_same_problems(first: Tally, other: Tally) -> None:
         raise ValueError(
             f"{first.run.folder} and {other.run.folder} answer different problems: "
             f"{len(here - there)} of {len(here)} are only in the first, {len(there - here)} of "
-            f"{len(there)} only in the second; sample both with the same `problems`"
+            f"{len(there)} only in the second; sample both with the same "
+            "`problems` (docs/report.md#comparisons)"
         )
 
 

@@ -140,7 +140,8 @@ class Worker:
             return open_engine(self.recipe)
         except (ValueError, OSError) as error:
             raise ValueError(
-                f"node {platform.node()}: {error} (every node reads the model from the same path)"
+                f"node {platform.node()}: {error} (every node reads the model from the same path) "
+                "(docs/sampling.md#many-engines-ray)"
             ) from error
 
 
@@ -234,7 +235,8 @@ class Workers:
             last = reason.strip().splitlines()[-1]
             raise ValueError(
                 f"worker {number} was lost {LOSSES + 1} times before it could hand anything over, "
-                f"perhaps for want of memory (fewer slots need less): {last}"
+                f"perhaps for want of memory (fewer slots need less): {last} "
+                "(docs/sampling.md#lost-workers)"
             )
         console.warn(f"worker {number} was lost; Ray starts it again, and its work is done again")
         del self.opened[number]

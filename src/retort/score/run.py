@@ -258,7 +258,8 @@ def _refuse_other(table: Table, identity: dict[str, Any]) -> None:
     ]
     if changes:
         raise ValueError(
-            f"{table.folder}: scores by another model: {'; '.join(changes)}; choose another name="
+            f"{table.folder}: scores by another model: {'; '.join(changes)}; choose another name= "
+            "(docs/scoring.md#the-run-folder)"
         )
 
 
