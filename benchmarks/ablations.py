@@ -186,7 +186,7 @@ def answers(name: str, model: str, runs: Path) -> dict[str, Any]:
     folder = sample(load(SampleRecipe, [RECIPES / "demo" / "sample.yaml", *settings]))
     grade(folder)
     run = Run.open(folder)
-    curve = build([tally(run, common_version([run]))], [], KS).models[0]
+    curve = build([tally(run, common_version([run]))], KS).models[0]
     points = [{"k": point.k, "coverage": asdict(point.coverage)} for point in curve.points]
     return {"problems": curve.problems, "samples": curve.samples, "points": points}
 

@@ -426,6 +426,30 @@ def test_report_of_a_k_that_the_run_has_not(
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--price", "free"], "price 'free': expected an amount above 0"),
+        (["--price", "other=2"], "no run is named 'other'"),
+        (["--reference", "other"], "no run is named 'other'"),
+    ],
+)
+def test_report_of_names_that_no_run_has(
+    command: Command, graded: Path, tmp_path: Path, option: list[str], message: str
+) -> None:
+    refused(command("report", graded, *option, "--out", tmp_path / "report"), message)
+    assert not (tmp_path / "report").exists()
+
+
+def test_report_with_a_price(command: Command, graded: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    command("report", graded, "--price", "2.5", "--out", out)
+    (model,) = json.loads((out / "curves.json").read_text())["models"]
+    assert model["price"] == 2.5
+    assert 0.5 < model["replay_ratio"] < 1.5
+    assert all(point["cost"]["flops"] > 0 for point in model["points"])
+
+
 def test_report_into_a_file(command: Command, graded: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     refused(command("report", graded, "--out", tmp_path / "file"), "file: File exists")

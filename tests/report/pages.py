@@ -6,12 +6,13 @@ HOSTILE = "</script><script>alert(1)</script><img src=http://evil/x onerror=aler
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, and text: what a reader sees, the styles, the figures."""
+    """Tags with their attributes, and text: what a reader sees, the styles, data by its name."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = self.styles = self.figures = ""
+        self.text = self.styles = ""
+        self.data: dict[str, str] = {}
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -23,5 +24,6 @@ class Page(HTMLParser):
             self.text += data
         elif tag == "style":
             self.styles += data
-        elif attrs.get("id") == "figures":
-            self.figures += data
+        elif id := attrs.get("id"):
+            name = id.removeprefix("data-")
+            self.data[name] = self.data.get(name, "") + data

@@ -21,7 +21,7 @@ EVEN = {"a": [RIGHT, RIGHT, "7", "8"], "b": [None, "7", "7", RIGHT]}
 
 
 def built(*runs: Run, ks: list[int] | None = None) -> Curves:
-    return build([tally(run, "1") for run in runs], (), ks)
+    return build([tally(run, "1") for run in runs], ks)
 
 
 def test_points_are_the_planted_values(make_run: MakeRun) -> None:
@@ -153,3 +153,69 @@ def test_very_many_votes_are_counted_in_random_orders(
     sampled = module.votes_over(run, [1, 5, 16])
     np.testing.assert_allclose(sampled[:, [0, 2]], exact[:, [0, 2]], atol=1e-12)
     assert 0 < np.abs(sampled[:, 1] - exact[:, 1]).max() < 4 * 0.5 / 20
+
+
+# Costs and comparisons
+
+
+def test_a_replay_of_equal_lengths_is_the_conversion(make_run: MakeRun) -> None:
+    # two problems of four completions fill the eight slots: nine steps, the prompt gives the tenth
+    (model,) = built(make_run("m", EVEN, tokens_per_second=1000, tokens=10)).models
+    last = model.points[-1]
+    assert last.seconds == pytest.approx(4 * 10 / 1000)
+    assert last.cost.replayed == pytest.approx(9 * 8 / 1000 / 2, rel=0.01)
+    assert last.cost.tokens == 40
+    # four rows by themselves take less than eight, and more than one
+    assert last.cost.alone is not None
+    assert 9 * 0.25 * 8 / 1000 < last.cost.alone < 9 * 8 / 1000
+    assert model.points[0].cost.alone == pytest.approx(9 * 0.25 * 8 / 1000, rel=0.01)
+    assert model.prefill_seconds == 5.0  # of five tokens, at a token a second
+    assert model.replay_ratio == pytest.approx(9 * 8 / 1000 / 10, rel=0.01)
+
+
+def test_a_run_without_times_of_steps_has_no_replay(make_run: MakeRun) -> None:
+    run = make_run("m", EVEN)
+    for part in run.steps.part_files():
+        part.unlink()
+    curves = built(run)
+    (model,) = curves.models
+    assert model.replay_ratio is None
+    assert {(point.cost.replayed, point.cost.alone) for point in model.points} == {(None, None)}
+    assert {each.slots for each in curves.comparisons.candidates} == {8}
+
+
+def test_work_needs_what_a_token_takes(make_run: MakeRun) -> None:
+    run = make_run("m", EVEN, tokens=10)
+    (model,) = built(run).models
+    assert (model.points[0].cost.flops, model.points[0].cost.bytes) == (None, None)
+    token = {"flops": 7, "flops_per_context": 0, "weight_bytes": 0, "row_bytes": 3}
+    manifest = run.manifest | {"model": run.manifest["model"] | {"token": token}}
+    with pytest.raises(ValueError, match=r"run\.json: model\.token is damaged"):
+        built(Run(run.folder, manifest))
+    token["bytes_per_context"] = 0
+    (model,) = built(Run(run.folder, manifest)).models
+    assert [point.cost.flops for point in model.points] == [70, 140, 280]
+    assert [point.cost.bytes for point in model.points] == [30, 60, 120]
+
+
+def test_slots_of_the_front(make_run: MakeRun) -> None:
+    found = built(make_run("m", EVEN, tokens_per_second=1000)).comparisons.candidates
+    seconds = {each.slots: each.seconds for each in found if each.k == 4}
+    assert seconds.keys() == {8, 2}
+    assert seconds[2] > seconds[8]
+
+
+def test_the_reference_and_prices_are_named(make_run: MakeRun) -> None:
+    runs = [tally(make_run(name, EVEN), "1") for name in ("a", "b", "c")]
+    curves = build(runs, reference="b", prices={"": 2.0, "c": 3.0})
+    assert curves.comparisons.reference == "b"
+    assert {each.name for each in curves.comparisons.crossovers} == {"a", "c"}
+    assert [model.price for model in curves.models] == [2, 2, 3]
+    assert [model.price for model in build(runs, prices={"c": 3.0}).models] == [None, None, 3]
+    for wrong in ({"reference": "d"}, {"prices": {"d": 1.0}}):
+        with pytest.raises(ValueError, match="no run is named 'd'; there are a, b, c"):
+            build(runs, **wrong)
+
+
+def test_the_default_reference_is_the_first(make_run: MakeRun) -> None:
+    assert built(make_run("a", EVEN), make_run("b", EVEN)).comparisons.reference == "a"

@@ -100,7 +100,7 @@ def recipe(**changes: Any) -> DistillRecipe:
 def curves(make_run: MakeRun) -> Curves:
     outcomes = {f"p{i}": ["42", "7", None, "42"] for i in range(5)}
     runs = [make_run(name, outcomes) for name in ("student", "teacher", "other")]
-    made = build([tally(run, "1") for run in runs], ())
+    made = build([tally(run, "1") for run in runs])
     problems = {"kind": "gsm8k", "path": f"{HOME}/test.jsonl", "split": "test"}
     models = [replace(model, recipe={"problems": problems}) for model in made.models]
     return replace(made, models=tuple(models))

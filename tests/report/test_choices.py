@@ -99,7 +99,7 @@ def scored(run: Run, name: str, value: Callable[[int], list[float]], scale: str)
 
 
 def built(run: Run, **settings: Any) -> tuple[Curves, ModelCurve]:
-    curves = build([tally(run, GRADER, **settings)], [])
+    curves = build([tally(run, GRADER, **settings)])
     return curves, curves.models[0]
 
 

@@ -22,15 +22,9 @@ from .test_choices import scored
 MakeRun = Callable[..., Run]
 
 RIGHT = "42"
-FILES = {
-    "curves.json",
-    "report.html",
-    "coverage.png",
-    "coverage.svg",
-    "majority.png",
-    "majority.svg",
-    "reliability.png",
-    "reliability.svg",
+PICTURES = ("coverage", "majority", "pareto", "reliability")
+FILES = {"curves.json", "report.html"} | {
+    f"{name}.{ending}" for name in PICTURES for ending in ("png", "svg", "csv")
 }
 SCORER = "judge &lt;b&gt;"
 
@@ -56,7 +50,7 @@ def test_every_file_is_written_whole(made: tuple[Curves, Path]) -> None:
     assert json.loads((out / "curves.json").read_text()) == json.loads(curves.to_json())
 
 
-@pytest.mark.parametrize("measure", ["coverage", "majority", "reliability"])
+@pytest.mark.parametrize("measure", PICTURES)
 def test_pictures(made: tuple[Curves, Path], measure: str) -> None:
     png = (made[1] / f"{measure}.png").read_bytes()
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
@@ -70,16 +64,25 @@ def test_pictures(made: tuple[Curves, Path], measure: str) -> None:
 
 def test_hostile_text_stays_text(html: str) -> None:
     page = Page(html)
-    assert [tag for tag, _ in page.tags].count("script") == 2  # the figures' data, and the code
+    scripts = [attrs.get("id") for tag, attrs in page.tags if tag == "script"]
+    assert scripts == [
+        "data-figures",
+        "data-explorer",
+        "data-completions",
+        None,
+    ]  # the last is code
     assert {"img", "iframe", "object", "link"}.isdisjoint(tag for tag, _ in page.tags)
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
-    assert f"{HOSTILE} ('p0', 0)" in page.text
-    assert f"answered {RIGHT}" in page.text
+    shown = json.loads(page.data["completions"])
+    assert [f"{HOSTILE} ('p0', 0)"] in shown["steps"]
+    assert f"quick [red] {HOSTILE}" in page.text
 
 
 def test_page_loads_nothing(html: str) -> None:
     page = Page(html)
-    assert not [attrs for _, attrs in page.tags if attrs.keys() & {"src", "href", "srcset"}]
+    assert not [attrs for _, attrs in page.tags if attrs.keys() & {"src", "srcset"}]
+    links = [attrs["href"] for _, attrs in page.tags if attrs.get("href")]
+    assert all(link.startswith("#") for link in links if link)
     assert "url(" not in page.styles
     assert "@import" not in page.styles
     policy = next(attrs["content"] for _, attrs in page.tags if "http-equiv" in attrs)
@@ -97,12 +100,24 @@ def test_policy_admits_the_code_of_the_page(html: str) -> None:
 
 def test_figures_are_in_the_page(html: str) -> None:
     page = Page(html)
-    figures = json.loads(page.figures)
+    figures = json.loads(page.data["figures"])
     places = [attrs["id"] for _, attrs in page.tags if attrs.get("class") == "chart"]
-    drawn = ["coverage-seconds", "coverage-k", "majority-seconds", "majority-k", "reliability-0"]
-    assert places == drawn == list(figures["specs"])
-    values = figures["specs"]["coverage-k"]["data"]["values"]
-    assert {value["model"] for value in values} == {f"quick [red] {HOSTILE}", "slow"}
+    assert places[:2] == ["explorer-cost", "explorer-k"]
+    assert places[2:] == ["front-coverage", "front-majority", "reliability-0"]
+    assert places[2:] == list(figures["specs"])
+    told = json.loads(page.data["explorer"])
+    assert [model["name"] for model in told["models"]] == [f"quick [red] {HOSTILE}", "slow"]
+    assert [rule["name"] for rule in told["rules"]][:2] == ["coverage", "majority"]
+    assert told["models"][0]["costs"]["k"] == [1, 2, 4]
+    assert len(told["models"][0]["rules"]["coverage"]) == 3
+
+
+def test_links_lead_to_sections(html: str) -> None:
+    page = Page(html)
+    ids = {attrs.get("id") for tag, attrs in page.tags if tag == "section"}
+    links = [attrs["href"] or "" for tag, attrs in page.tags if tag == "a"]
+    assert len(links) > 8
+    assert {link.removeprefix("#") for link in links} == ids
 
 
 def test_page_tells_the_facts(html: str) -> None:
@@ -112,7 +127,7 @@ def test_page_tells_the_facts(html: str) -> None:
     for fact in ("Choosing one answer", "confidence-weighted vote", "an oracle (coverage)"):
         assert fact in text
     # 0.9 for what is right and 0.3 for what is not
-    for fact in ("What scores are worth", f"Of {SCORER}, in this order.", "0.250", "1.000"):
+    for fact in ("What scores are worth", "Calibration error", "0.250", "1.000"):
         assert fact in text
     for fact in (
         "Stopping early",
@@ -130,8 +145,8 @@ def test_report_replaces_an_older_one(make_run: MakeRun, tmp_path: Path) -> None
     assert [
         model["name"] for model in json.loads((tmp_path / "curves.json").read_text())["models"]
     ] == ["newer"]
-    pictures = {"reliability.png", "reliability.svg"}
-    assert {path.name for path in tmp_path.iterdir()} == FILES - pictures
+    of_scores = {"reliability.png", "reliability.svg", "reliability.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == FILES - of_scores
 
 
 def test_a_mistake_writes_nothing(make_run: MakeRun, tmp_path: Path) -> None:
@@ -143,12 +158,6 @@ def test_a_mistake_writes_nothing(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no run folder given"):
         report([], tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_long_completions_are_shortened(make_run: MakeRun, tmp_path: Path) -> None:
-    run = make_run("m", {"p": [RIGHT]}, text=lambda *key: "x" * 10_000)
-    (example,) = report([run.folder], tmp_path / "out").examples
-    assert example.completions[0].text == "x" * 8000 + " […2000 more characters]"
 
 
 def test_table_fits_a_terminal(made: tuple[Curves, Path]) -> None:

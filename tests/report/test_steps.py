@@ -30,6 +30,7 @@ def test_planted_times_are_found() -> None:
     assert len(found_B) == 13
     np.testing.assert_allclose(found_B[[1, 2, 4, 8, 12]], list(by_rows.values()))
     assert found_B[3] == pytest.approx(6), "halfway between two rows and four"
+    assert found_B[6] == pytest.approx(7.5)
     assert found_B[10] == pytest.approx(14)
 
 
@@ -38,6 +39,11 @@ def test_times_never_fall_with_rows_nor_with_context() -> None:
     assert per_context >= 0
     assert (np.diff(found_B) >= 0).all()
     assert found_B[-1] > 0 or per_context > 0
+
+
+def test_rows_that_were_not_seen_lie_between_those_that_were() -> None:
+    found_B, _ = fit(observed([1, 1, 7, 7], [10, 50, 10, 50], [2.0, 2.0, 8.0, 8.0]))
+    np.testing.assert_allclose(found_B[1:], np.arange(2.0, 9.0))
 
 
 def test_steps_of_few_rows_cost_as_the_fewest_that_were_seen() -> None:

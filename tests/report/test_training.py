@@ -274,7 +274,7 @@ def test_hostile_text_stays_text(html: str) -> None:
 
 def test_every_figure_has_its_place_and_its_data(html: str) -> None:
     page = Page(html)
-    specs = json.loads(page.figures)["specs"]
+    specs = json.loads(page.data["figures"])["specs"]
     places = [attrs["id"] for _, attrs in page.tags if attrs.get("class") == "chart"]
     assert places == list(specs)
     assert places == [

@@ -141,7 +141,9 @@ def report(
     sampled = [folder for folder in runs if folder not in trained]
     result: dict[str, Any] = {}
     if sampled:
-        curves = run(sampled, out, k, aggregate, reference, prices(price or []))
+        curves = run(
+            sampled, out, k, aggregate, reference, prices(price or []), training=bool(trained)
+        )
         console.say(f"report: {out / 'report.html'}")
         for model in curves.models:
             for line in warnings(model):

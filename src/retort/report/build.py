@@ -22,7 +22,6 @@ from retort.report.curves import (
     Comparison,
     Cost,
     Curves,
-    Example,
     ModelCurve,
     Point,
     Standing,
@@ -44,7 +43,6 @@ EXACT_VOTES = 200_000
 
 def build(
     tallies: Sequence[Tally],
-    examples: Sequence[Example],
     ks: Sequence[int] | None = None,
     reference: str | None = None,
     prices: Mapping[str, float] | None = None,
@@ -71,7 +69,6 @@ def build(
         models=tuple(_model(each, counts_RP, prices) for each in drawn),
         comparison=_compare(tallies, counts_RP),
         comparisons=compare([_measured(each) for each in drawn], reference or names[0], counts_RP),
-        examples=tuple(examples),
     )
 
 

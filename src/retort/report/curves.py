@@ -102,28 +102,6 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One completion as an example, with its verdict."""
-
-    name: str
-    text: str
-    token_count: int
-    finish_reason: str
-    answer: str | None
-    correct: bool
-
-
-@dataclass(frozen=True)
-class Example:
-    """One problem and the first completion of each model on it."""
-
-    problem_id: str
-    question: str
-    answer: str
-    completions: tuple[Shown, ...]
-
-
-@dataclass(frozen=True)
 class Stamp:
     """What every curves.json holds, of whichever release."""
 
@@ -141,7 +119,6 @@ class Curves:
     models: tuple[ModelCurve, ...]
     comparison: Comparison
     comparisons: Comparisons
-    examples: tuple[Example, ...]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, allow_nan=False, ensure_ascii=False)

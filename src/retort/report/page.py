@@ -1,36 +1,83 @@
 """One self-contained HTML page of the curves; what others wrote is escaped."""
 
-import json
-from collections.abc import Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from retort.console import format_count
-from retort.report import choices_page, plots
-from retort.report.curves import Curves, Example, ModelCurve, Shown
-from retort.report.frame import cell, charts, foldable, page, row, section, spec, table
+from retort.report import (
+    choices_page,
+    comparisons_page,
+    completions_page,
+    explorer,
+    front_plots,
+    plots,
+    reliability_plots,
+    runs_page,
+)
+from retort.report.completions import Completions
+from retort.report.curves import Curves, ModelCurve
+from retort.report.frame import (
+    cell,
+    charts,
+    contents,
+    estimate_cell,
+    folded,
+    note,
+    page,
+    row,
+    section,
+    spec,
+    table,
+)
 from retort.report.metrics import Estimate
+from retort.report.rules import BASIC
 from retort.report.wording import (
     THIN,
+    advantages,
     budget_note,
     headline,
     percent,
     seconds,
     shared_ks,
     votes_note,
-    warnings,
 )
 
 COLUMNS = (1, 8, 32)  # completions per problem in the summary
+TRAINING = "training.html"
+DASH = "\N{EN DASH}"
+
 METHOD = (
     "Coverage at k is the chance that at least one of k completions is right, and majority at k "
     "the chance that the most frequent answer among them is, ties shared; both are averages over "
     "all sets of k samples of a problem, and then over the problems.",
     "The time for k completions is k times the mean length of a completion, divided by the tokens "
     "per second measured while sampling, all slots together; it counts decoding only, not reading "
-    "the prompt.",
+    "the prompt. Replayed time lets the stored completions, each with its own length, run through "
+    "the slots again with the times that steps of so many rows took.",
     f"Intervals are 95{THIN}% over problems, by Wilson's formula with fewer than 100 problems and "
     "else by a bootstrap that draws the same problems for every model; they say how much another "
     "draw of problems could change a number, not another training run.",
+)
+FRONT = (
+    "Small marks are every model with every k and number of slots; on the line are those that no "
+    "other beats in both. Kept is the share of resamples of the problems in which a candidate "
+    "stays on the front."
+)
+SPEED_UPS = (
+    "How many times as fast a model reaches the accuracy that the reference has with k "
+    "completions, with intervals over the resamples of the problems in which it does reach it."
+)
+CROSSOVERS = (
+    "The time per problem from which on a model is ahead of the reference, up to the last time "
+    "that both have samples for."
+)
+DIFFERENCES = (
+    "Percentage points of accuracy beyond the reference's with as many completions, paired over "
+    "problems: what another training gained or lost, whatever it costs to run."
 )
 STOPPING = (
     "Stored samples in random orders, a window at a time: after each window the rule decides "
@@ -38,7 +85,6 @@ STOPPING = (
     "weighted by the mean probability of their tokens). Spared is against the fixed k whose "
     "majority is as accurate."
 )
-
 RELIABILITY = (
     "The share of completions that were right, at the mean of their scores, in ten bins; on the "
     "dashed line a score is the probability of being right. Calibration error is the mean distance "
@@ -47,42 +93,90 @@ RELIABILITY = (
 )
 
 
-def render(curves: Curves) -> str:
-    """The page as HTML text."""
-    specs = {
-        f"{measure}-{axis}": spec(plots.panel(curves, measure, axis))
-        for measure in plots.MEASURES
-        for axis in plots.AXES
-    }
-    for i, scorer in enumerate(plots.scorers(curves)):
-        specs[f"reliability-{i}"] = spec(plots.reliable(curves, scorer))
-    title = f"Retort report: {_title(curves)}"
+@dataclass(frozen=True)
+class Section:
+    """A heading, and HTML under it."""
+
+    title: str
+    content: str
+
+
+def render(curves: Curves, shown: Completions, training: bool = False) -> str:
+    """The page as HTML text.
+
+    shown: completions for its browser. training: whether training.html lies beside the page.
+    """
+    scripts = {"explorer": explorer.data(curves), "completions": completions_page.data(shown)}
     return page(
-        title, _body(curves), specs, plots.name_width(model.name for model in curves.models)
+        f"Retort report: {_title(curves)}",
+        _body(curves, list(_sections(curves, shown, training))),
+        dict(_specs(curves)),
+        plots.name_width(model.name for model in curves.models),
+        scripts,
+        [f"{name}.js" for name in scripts],
     )
 
 
-# Sections
-
-
-def _body(curves: Curves) -> Iterator[str]:
+def _body(curves: Curves, sections: list[Section]) -> Iterator[str]:
     yield _header(curves)
-    yield section("Summary", _summary(curves))
-    for measure, title in plots.MEASURES.items():
-        yield section(title, _charts(measure))
-    ks = shared_ks(curves.models, COLUMNS)
-    yield section("Choosing one answer", choices_page.choosing(curves.models, ks))
-    if scorers := plots.scorers(curves):
-        yield section("What scores are worth", _reliability(curves, scorers))
-    if all(model.stopping for model in curves.models):
-        note = f'<p class="note">{escape(STOPPING)}</p>'
-        yield section("Stopping early", note + choices_page.stopping(curves.models))
-    yield section("Lengths and failures", _failures(curves))
-    yield section("Examples", "".join(map(_example, curves.examples)))
-    yield section("How it was run", "".join(map(_facts, curves.models)))
-    yield section("Method", "".join(f"<p>{escape(sentence)}</p>" for sentence in METHOD))
+    yield contents(each.title for each in sections)
+    for each in sections:
+        yield section(each.title, each.content)
     made = f"Retort {curves.retort}, grader {curves.grader}, {curves.created}"
     yield f"<footer>{escape(made)}</footer>"
+
+
+def _specs(curves: Curves) -> Iterator[tuple[str, Any]]:
+    for rule in front_plots.offered(curves):
+        chart = front_plots.panel(curves, rule).properties(title=rule.title)
+        yield f"front-{rule.name}", spec(chart)
+    for i, scorer in enumerate(reliability_plots.scorers(curves)):
+        chart = reliability_plots.panel(curves, scorer).properties(title=scorer)
+        yield f"reliability-{i}", spec(chart)
+
+
+def _sections(curves: Curves, shown: Completions, training: bool) -> Iterator[Section]:
+    models, ks = curves.models, shared_ks(curves.models, COLUMNS)
+    yield Section("Accuracy and its cost", explorer.content(curves))
+    yield Section("Summary", _budget(curves) + _summary(curves, ks))
+    yield from _compared(curves)
+    yield Section("Choosing one answer", choices_page.choosing(models, ks))
+    if reliability_plots.scorers(curves):
+        yield Section("What scores are worth", _reliability(curves))
+    if all(model.stopping for model in models):
+        yield Section("Stopping early", note(STOPPING) + choices_page.stopping(models))
+    yield Section("Speed", runs_page.speed(models))
+    yield Section("Lengths and failures", runs_page.failures(models))
+    if training:
+        link = f'<a href="{TRAINING}">Losses, evaluations and speed of the training runs</a>'
+        yield Section("Training", f"<p>{link}</p>")
+    yield Section("Completions", completions_page.content(shown))
+    yield Section("How it was run", runs_page.facts(models))
+    yield Section("Method", "".join(f"<p>{escape(sentence)}</p>" for sentence in METHOD))
+
+
+def _compared(curves: Curves) -> Iterator[Section]:
+    found = curves.comparisons
+    if found.candidates:
+        drawn = charts(f"front-{rule.name}" for rule in front_plots.offered(curves))
+        yield Section("Pareto front", note(FRONT) + drawn + _fronts(curves))
+    if found.speed_ups:
+        table = comparisons_page.speed_ups(curves)
+        yield Section("Speed at equal accuracy", note(SPEED_UPS) + table)
+    if found.crossovers:
+        yield Section("Crossovers", note(CROSSOVERS) + comparisons_page.crossovers(curves))
+    if found.differences:
+        ks = sorted({each.k for each in found.differences})
+        wanted = [k for k in ks if k in COLUMNS] or ks
+        differences = comparisons_page.differences(curves, wanted)
+        yield Section(f"Differences to {found.reference}", note(DIFFERENCES) + differences)
+
+
+def _fronts(curves: Curves) -> str:
+    return folded("The fronts as a table", comparisons_page.front(curves))
+
+
+# The parts
 
 
 def _title(curves: Curves) -> str:
@@ -94,38 +188,34 @@ def _title(curves: Curves) -> str:
 def _header(curves: Curves) -> str:
     samples = " or ".join(map(str, sorted({model.samples for model in curves.models})))
     facts = f"Retort report · {curves.models[0].problems} problems · {samples} completions each"
-    notes = f"{budget_note(curves.comparison)} {votes_note(curves.comparison)}"
+    told = advantages(curves)
+    more = f'<p class="lead">{escape(told)}</p>' if told else ""
     return (
         f'<header><p class="eyebrow">{facts}</p><h1>{escape(_title(curves))}</h1>'
-        f'<p class="lead">{escape(headline(curves))}</p><p class="note">{escape(notes)} '
-        f"In brackets: 95{THIN}% intervals.</p></header>"
+        f'<p class="lead">{escape(headline(curves))}</p>{more}</header>'
     )
 
 
-def _charts(measure: plots.Measure) -> str:
-    meaning = f"The {plots.MEANING[measure]}, against time and against k."
-    return f'<p class="note">{meaning}</p>{charts(f"{measure}-{axis}" for axis in plots.AXES)}'
+def _budget(curves: Curves) -> str:
+    brackets = f"In brackets: 95{THIN}% intervals."
+    return note(f"{budget_note(curves.comparison)} {votes_note(curves.comparison)} {brackets}")
 
 
-def _reliability(curves: Curves, scorers: Sequence[str]) -> str:
-    names = ", ".join(scorers)
-    note = f'<p class="note">{escape(f"Of {names}, in this order. {RELIABILITY}")}</p>'
+def _reliability(curves: Curves) -> str:
+    scorers = reliability_plots.scorers(curves)
     drawn = charts(f"reliability-{i}" for i in range(len(scorers)))
-    return note + drawn + choices_page.judged(curves.models)
+    return note(RELIABILITY) + drawn + choices_page.judged(curves.models)
 
 
-def _summary(curves: Curves) -> str:
-    ks = shared_ks(curves.models, COLUMNS)
-    measures = "".join(
-        f'<th colspan="{len(ks)}">{title}, k =</th>' for title in plots.MEASURES.values()
-    )
+def _summary(curves: Curves, ks: list[int]) -> str:
+    measures = "".join(f'<th colspan="{len(ks)}">{rule.title}, k =</th>' for rule in BASIC)
     numbers = "".join(f"<th>{k}</th>" for k in [*ks, *ks])
-    head = (
+    headings = (
         f'<tr><th rowspan="2">Model</th><th rowspan="2">Parameters</th>{measures}'
         f'<th rowspan="2">Tokens/s</th><th rowspan="2">Time per problem,<br>k = {ks[-1]}</th></tr>'
         f"<tr>{numbers}</tr>"
     )
-    return table(head, (_summary_row(model, ks) for model in curves.models))
+    return table(headings, (_summary_row(model, ks) for model in curves.models))
 
 
 def _summary_row(model: ModelCurve, ks: list[int]) -> str:
@@ -140,55 +230,6 @@ def _summary_row(model: ModelCurve, ks: list[int]) -> str:
     return row(model.name, cells)
 
 
-def _failures(curves: Curves) -> str:
-    titles = _failure_values(curves.models[0])
-    head = "".join(f"<th>{title}</th>" for title in ("Model", *titles))
-    rows = (
-        row(model.name, [cell(*each) for each in _failure_values(model).items()])
-        for model in curves.models
-    )
-    told = (line for model in curves.models for line in warnings(model))
-    warned = "".join(f'<p class="note">Warning: {escape(line)}</p>' for line in told)
-    return table(f"<tr>{head}</tr>", rows) + warned
-
-
-def _failure_values(model: ModelCurve) -> dict[str, str]:
-    return {
-        "Tokens per completion": format_count(round(model.mean_tokens)),
-        "Cut off at the length limit": f"{percent(model.truncated)}{THIN}%",
-        "No answer found": f"{percent(model.unanswered)}{THIN}%",
-        "Repeats of another text": f"{percent(model.duplicates)}{THIN}%",
-        "Grader out of time": f"{percent(model.timeouts)}{THIN}%",
-    }
-
-
 def _estimate_cell(label: str, estimate: Estimate) -> str:
-    spread = f"{percent(estimate.low)}\N{EN DASH}{percent(estimate.high)}"
-    value = f"{escape(percent(estimate.value))}{THIN}%<small>{escape(spread)}</small>"
-    return f'<td data-label="{escape(label)}">{value}</td>'
-
-
-def _example(example: Example) -> str:
-    return (
-        f'<article><h3>{escape(example.problem_id)}</h3><div class="text">'
-        f'{escape(example.question)}</div><p class="note">Answer: {escape(example.answer)}</p>'
-        f"{''.join(map(_completion, example.completions))}</article>"
-    )
-
-
-def _completion(shown: Shown) -> str:
-    verdict = "right" if shown.correct else "wrong"
-    found = "no answer found" if shown.answer is None else f"answered {shown.answer}"
-    end = ", cut off" if shown.finish_reason == "length" else ""
-    summary = (
-        f'<b>{escape(shown.name)}</b>: <span class="{verdict}">{verdict}</span> '
-        f'<span class="note">({escape(found)}, {shown.token_count} tokens{end})</span>'
-    )
-    return foldable(summary, shown.text)
-
-
-def _facts(model: ModelCurve) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in model.versions.items())
-    facts = f"{model.device}, {model.slots} slots, {versions}"
-    summary = f'<b>{escape(model.name)}</b> <span class="note">{escape(facts)}</span>'
-    return foldable(summary, json.dumps(model.recipe, indent=2, ensure_ascii=False))
+    spread = f"{percent(estimate.low)}{DASH}{percent(estimate.high)}"
+    return estimate_cell(label, f"{percent(estimate.value)}{THIN}%", spread)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from retort.console import format_count
 from retort.report import wording
 from retort.report.build import build
+from retort.report.completions import Completions, completions
 from retort.report.curves import Curves, ModelCurve, Point
-from retort.report.examples import examples
 from retort.report.metrics import Estimate
 from retort.report.reading import read_trainings
 from retort.report.samples import Aggregate
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 PIXELS_PER_POINT = 2
-RELIABILITY = "reliability"
+RELIABILITY, PARETO = "reliability", "pareto"
 
 
 def report(
@@ -34,16 +34,18 @@ def report(
     aggregate: Aggregate = "last",
     reference: str | None = None,
     prices: Mapping[str, float] | None = None,
+    training: bool = False,
 ) -> Curves:
     """Compare graded runs of the same problems: write the report into `out` and return its data.
 
-    Writes curves.json, report.html, and coverage, majority and, where there are scores, their
-    reliability as .png and .svg; each file appears whole or not at all.
+    Writes curves.json, report.html, and coverage, majority, pareto and, where there are scores,
+    their reliability as .png, .svg and .csv; each file appears whole or not at all.
 
     k: the numbers of completions per problem to report, by default 1, 2, 4, ... and all samples.
     aggregate: how a process reward model's scores of the steps become one for the completion.
     reference: the name of the run that others are compared with, by default the first.
-    prices: by name, of an hour of the machine that a run was sampled on.
+    prices: by name, of an hour of the machine that a run was sampled on. training: whether the page
+    links to training.html beside it.
 
     Raises ValueError when a folder is no run, when runs are incomplete, not graded, not timed, of
     one name or about different problems, when a k exceeds the samples, or for a name of no run.
@@ -54,13 +56,13 @@ def report(
     version = common_version(opened)
     tallies = [tally(run, version, aggregate) for run in opened]
     check_comparable(tallies)
-    curves = build(tallies, examples(tallies), k, reference, prices)
+    curves = build(tallies, k, reference, prices)
     Path(out).mkdir(parents=True, exist_ok=True)
-    for name, content in _files(curves):
+    for name, content in _files(curves, completions(tallies), training):
         write_aside(Path(out) / name, content)
     if not any(model.judged for model in curves.models):
-        for picture in Path(out).glob(f"{RELIABILITY}.*"):
-            picture.unlink()  # of an older report
+        for file in Path(out).glob(f"{RELIABILITY}.*"):
+            file.unlink()  # of an older report
     return curves
 
 
@@ -80,15 +82,21 @@ def report_training(folders: Sequence[Path], out: Path) -> tuple[Training, ...]:
     return trainings
 
 
-def _files(curves: Curves) -> Iterator[tuple[str, bytes]]:
-    from retort.report import page, plots  # Altair is slow to import, and only writing needs it
+def _files(curves: Curves, shown: Completions, training: bool) -> Iterator[tuple[str, bytes]]:
+    # Altair is slow to import, and only writing needs it
+    from retort.report import curve_plots, figure_data, front_plots, page, reliability_plots
+    from retort.report.rules import BASIC
 
     yield "curves.json", curves.to_json().encode()
-    yield "report.html", page.render(curves).encode()
-    for measure in plots.MEASURES:
-        yield from _pictures(measure, plots.figure(curves, measure).to_dict())
-    if plots.scorers(curves):
-        yield from _pictures(RELIABILITY, plots.reliability_figure(curves).to_dict())
+    yield "report.html", page.render(curves, shown, training).encode()
+    for rule in BASIC:
+        yield from _pictures(rule.name, curve_plots.figure(curves, rule))
+        yield f"{rule.name}.csv", figure_data.curve(curves, rule).encode()
+    yield from _pictures(PARETO, front_plots.figure(curves))
+    yield f"{PARETO}.csv", figure_data.pareto(curves).encode()
+    if reliability_plots.scorers(curves):
+        yield from _pictures(RELIABILITY, reliability_plots.figure(curves))
+        yield f"{RELIABILITY}.csv", figure_data.reliability(curves).encode()
 
 
 def _training_files(trainings: Sequence[Training]) -> Iterator[tuple[str, bytes]]:

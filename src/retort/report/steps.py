@@ -50,13 +50,14 @@ def fit(table: pa.Table) -> tuple[Floats, float]:
     """`by_rows_B` and `per_context` that come closest to the measured steps, in relative terms.
 
     table: rows, steps, context, seconds, of which there is one step at least. The part for the rows
-    is linear between 1, 2, 4, ... rows, as far as rows were seen; steps of fewer rows than any that
-    was seen are taken to cost as much as that one. No part of it can be negative.
+    is linear between the fewest rows that were seen and the most of each octave: 1, 2, 4, ... where
+    all were. Steps of fewer rows than any that was seen are taken to cost as much as that one. No
+    part of it can be negative.
     """
     rows_O, steps_O, context_O, seconds_O = (
         np.asarray(table[name], np.float64) for name in ("rows", "steps", "context", "seconds")
     )
-    knots = _knots(int(rows_O.min()), int(rows_O.max()))
+    knots = _knots(rows_O)
     mean_O = seconds_O / steps_O
     design_OU = np.column_stack([_terms(rows_O, knots), context_O / steps_O])
     # a mean over s steps is right to 1/sqrt(s) of itself, about
@@ -66,10 +67,11 @@ def fit(table: pa.Table) -> tuple[Floats, float]:
     return by_rows_B, float(found_U[-1])
 
 
-def _knots(fewest: int, most: int) -> list[int]:
-    """The numbers of rows between which a step's time is linear."""
-    between = [2**i for i in range(most.bit_length()) if fewest < 2**i < most]
-    return [fewest, *between, most] if fewest < most else [most]
+def _knots(rows_O: Floats) -> list[int]:
+    """The numbers of rows between which a step's time is linear, each of which was seen."""
+    seen = sorted(set(map(int, rows_O)))
+    most = {(rows - 1).bit_length(): rows for rows in seen}
+    return sorted({seen[0], *most.values()})
 
 
 def _terms(rows_O: Floats, knots: list[int]) -> Floats:

@@ -1,6 +1,8 @@
 """The report in words: numbers for people, and the one sentence that says who is ahead."""
 
 from retort.console import format_count, format_seconds
+from retort.report.adaptive import Rule
+from retort.report.comparisons import Comparisons, Crossover, SpeedUp
 from retort.report.curves import Comparison, Curves, ModelCurve, Standing
 from retort.report.metrics import Estimate
 from retort.report.training import StageCurves, Training
@@ -25,6 +27,11 @@ def interval(estimate: Estimate) -> str:
 def seconds(s: float) -> str:
     """Like `console.format_seconds`, with two figures below ten milliseconds as well."""
     return format_seconds(s) if s >= 0.01 else f"{1000 * s:.2g} ms"
+
+
+def whole_percent(share: float) -> str:
+    """A share that may be negative, or above 1."""
+    return f"{100 * share:.0f}{THIN}%".replace("-", MINUS)
 
 
 def completions(k: float) -> str:
@@ -125,3 +132,79 @@ def last_loss(stage: StageCurves) -> str:
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{percent(value)}{THIN}%"
+
+
+# Comparisons
+
+
+def times(factor: float) -> str:
+    """How many times as fast: `3.2×`, `12×`."""
+    return f"{factor:.1f}×" if factor < 9.95 else f"{factor:.0f}×"
+
+
+def points(share: float) -> str:
+    """A difference in percentage points, with its sign."""
+    shown = _points(share)
+    return shown if shown.startswith((MINUS, "0.0")) else f"+{shown}"
+
+
+def ahead_from(name: str, time: float) -> str:
+    """The label of a crossover."""
+    return f"{name} ahead from {seconds(time)}"
+
+
+def stopping_rule(rule: Rule) -> str:
+    """When a rule stops drawing."""
+    return {
+        "beta": f"the leader stays ahead, 95{THIN}%",
+        "unanimous": "a window gives one answer",
+    }[rule]
+
+
+def advantages(curves: Curves) -> str:
+    """What the others have over the reference: speed at equal coverage, and from when on a lead.
+
+    Empty where nothing was compared.
+    """
+    found = curves.comparisons
+    covering = [each for each in found.crossovers if each.rule == "coverage"]
+    told = [_speed_ups(found), *(_overtakes(each, found.reference) for each in covering)]
+    behind = [f"{each.name} (to {seconds(each.last)})" for each in covering if each.seconds is None]
+    if behind:
+        does = "does" if len(behind) == 1 else "do"
+        told.append(f"{_listed(behind)} {does} not overtake {found.reference}.")
+    return " ".join(filter(None, told))
+
+
+def _speed_ups(found: Comparisons) -> str:
+    """At the most completions of the reference whose coverage any model reaches."""
+    covering = [each for each in found.speed_ups if each.rule == "coverage"]
+    if not covering:
+        return ""
+    reached = [each.reference_k for each in covering if each.times is not None]
+    k = max(reached or [each.reference_k for each in covering])
+    shown = [each for each in covering if each.reference_k == k]
+    who = _listed([_speed_up(each) for each in shown])
+    covered = f"{percent(shown[0].accuracy)}{THIN}%"
+    return f"To cover the {covered} that {found.reference} does with {completions(k)}, {who}."
+
+
+def _speed_up(each: SpeedUp) -> str:
+    if each.times is None:
+        return f"{each.name} does not reach that"
+    spread = f"{times(each.times.low)} to {times(each.times.high)}"
+    return f"{each.name} is {times(each.times.value)} as fast ({spread})"
+
+
+def _overtakes(each: Crossover, reference: str) -> str:
+    if each.seconds is None:
+        return ""
+    if each.seconds.value <= each.first:
+        return f"{each.name} is ahead of {reference} throughout."
+    spread = f"({seconds(each.seconds.low)} to {seconds(each.seconds.high)})"
+    return f"{each.name} is ahead of {reference} from {seconds(each.seconds.value)} {spread} on."
+
+
+def _listed(parts: list[str]) -> str:
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
