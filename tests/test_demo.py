@@ -47,7 +47,9 @@ def test_demo_ends_in_a_report_and_does_nothing_twice(
     out = tmp_path / "demo"
     curves = demo.demo(out)
     assert [model.name for model in curves.models] == ["teacher", "pure", "hybrid"]
-    assert {"report.html", "coverage.png", "curves.json"} <= {path.name for path in out.iterdir()}
+    made = {"report.html", "coverage.png", "curves.json", "training.html"}
+    assert made <= {path.name for path in out.iterdir()}
+    assert 'href="training.html"' in (out / "report.html").read_text()
     assert "warning: no verifier, so no votes weighted by one" in capfd.readouterr().err
     before = {path: path.stat().st_mtime_ns for path in (out / "samples").rglob("*.parquet")}
     models = {path: path.stat().st_mtime_ns for path in (out / "models").rglob("*")}

@@ -35,7 +35,8 @@ from retort.recipe import (
     load,
 )
 from retort.report.curves import Curves
-from retort.report.run import report
+from retort.report.run import report, report_training
+from retort.report.training import is_training
 from retort.sample.run import sample
 from retort.score.run import score
 from retort.score.training import train_verifier
@@ -59,7 +60,10 @@ def demo(out: Path) -> Curves:
     runs = [_sample("sample", "teacher", "bundled", out)]
     runs += [_sample("sample", name, str(folder), out) for name, folder in students.items()]
     _judge(runs, students[BACKBONE], out)
-    return report(runs, out)
+    trained = [work for folder in students.values() if is_training(work := work_folder(folder))]
+    if trained:
+        report_training(trained, out)
+    return report(runs, out, training=bool(trained))
 
 
 def _sample(recipe: str, name: str, model: str, out: Path) -> Path:

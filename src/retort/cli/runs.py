@@ -144,16 +144,16 @@ def report(
         curves = run(
             sampled, out, k, aggregate, reference, prices(price or []), training=bool(trained)
         )
-        console.say(f"report: {out / 'report.html'}")
         for model in curves.models:
             for line in warnings(model):
                 console.warn(line)
         console.print_table(summary_table(curves))
+        console.say(f"report: {out / 'report.html'}")
         result |= loads(curves.to_json())
     if trained:
         trainings = report_training(trained, out)
-        console.say(f"training curves: {out / 'training.html'}")
         console.print_table(training_table(trainings))
+        console.say(f"training curves: {out / 'training.html'}")
         result |= {"trainings": loads(training.to_json(trainings))}
     if json:
         console.print_json_line(result)

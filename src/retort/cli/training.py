@@ -26,10 +26,10 @@ def demo(
     from retort.report.run import summary_table
 
     curves = run(out)
-    console.say(f"report: {out / 'report.html'}")
     console.print_table(summary_table(curves))
     if json:
         _print_curves(curves)
+    console.say(f"report: {out / 'report.html'}")
 
 
 def distill(

@@ -46,7 +46,7 @@ from retort.report.wording import (
     votes_note,
 )
 
-COLUMNS = (1, 8, 32)  # completions per problem in the summary
+COLUMNS = (1, 8, 64)  # completions per problem in the summary
 TRAINING = "training.html"
 DASH = "\N{EN DASH}"
 

@@ -118,7 +118,7 @@ def _pictures(name: str, spec: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     yield f"{name}.png", vl_convert.vegalite_to_png(spec, version, scale=PIXELS_PER_POINT)
 
 
-def summary_table(curves: Curves, ks: Sequence[int] = (1, 8, 32)) -> "Table":
+def summary_table(curves: Curves, ks: Sequence[int] = (1, 8, 64)) -> "Table":
     """The curves at a few k for an 80-column terminal, one block of lines for each model. Time is
     for a problem; votes are weighted by a scorer where all models have been scored.
 
