@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.plain import only_torch
 
 from retort.bench.head import Head
 from retort.bench.models import Model
@@ -10,7 +11,8 @@ from retort.model import cost
 
 
 @pytest.fixture
-def result(models: list[Model], top: Head) -> Training:
+def result(models: list[Model], top: Head, monkeypatch: pytest.MonkeyPatch) -> Training:
+    only_torch(monkeypatch)  # which memory is planned for; kernels of a CPU keep less
     *_, last = train(models, Settings(rows=3, lengths=(16, 32), repeats=2), top)
     return last
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.plain import only_torch
 from torch.profiler import ProfilerActivity, profile
 
 from retort.model import activations
@@ -42,6 +43,12 @@ def wide(make_decoder: MakeDecoder, layers: str, **changes: Any) -> Decoder:
     groups = {} if isinstance(mixer, Mamba1Config) else {"groups": 2}
     settings = {"heads": 8, "chunk_size": 16, "state_size": 8, **groups}
     return make_decoder(layers, **WIDE | changes, mixer=replace(mixer, **settings))
+
+
+@pytest.fixture(autouse=True)
+def plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The formulas are of operators in plain torch; kernels of a CPU keep less."""
+    only_torch(monkeypatch)
 
 
 def kept(decoder: Decoder, recompute: Any, dtype: torch.dtype) -> int:

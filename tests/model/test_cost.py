@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.plain import only_torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -175,6 +176,13 @@ def test_flops_of_decode(make_decoder: MakeDecoder, layers: str) -> None:
     assert recurrence == (6 if "s" in layers else 5) * linear_states(config)
 
 
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels write their products into buffers, where nothing counts them."""
+    only_torch(monkeypatch)
+
+
+@pytest.mark.usefixtures("counted")
 @pytest.mark.parametrize("layers", LAYERS)
 def test_flops_of_prefill(make_decoder: MakeDecoder, layers: str) -> None:
     decoder, length = make_decoder(layers), 12
@@ -290,6 +298,7 @@ def test_flops_of_convolutions(make_decoder: MakeDecoder, layers: str) -> None:
     assert cost.prefill_flops(decoder.config, 5).convolution == 2 * weights
 
 
+@pytest.mark.usefixtures("counted")
 def test_backward_costs_twice_the_forward(make_decoder: MakeDecoder) -> None:
     """Of a pure student, all of whose products are counted, less what states are carried by."""
     decoder, length = make_decoder("m").requires_grad_(True), 12

@@ -383,7 +383,7 @@ def test_matrix_times_values_is_what_is_gated(
         y_BTE = torch.einsum("bhts,bshp->bthp", matrix_BHTS, x_BTHP).flatten(2)
         gate_BTE = u_BTD @ gate_rows(mixer).T
         if isinstance(mixer, Mamba2):
-            gated_BTE = mixer.norm(y_BTE, gate_BTE)
+            gated_BTE = mixer.norm(y_BTE, x_BTHP.flatten(2), 0 * mixer.D, gate_BTE)
         else:
             gated_BTE = y_BTE * silu(gate_BTE + mixer.z_bias)
         assert error(mixer.out_proj(gated_BTE), mixer(u_BTD, context)) <= 1e-5

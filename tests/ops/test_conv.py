@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.ops.by_kernels import check, check_threads
 from torch import Tensor
 from torch.nn.functional import conv1d
 
@@ -187,28 +188,45 @@ def test_gradients_of_packed_documents_equal_those_of_separate_ones() -> None:
 @given(
     taps=st.integers(1, 5),
     length=st.integers(1, 2 * conv.BLOCK + 3),
-    channels=st.integers(1, 40),
+    channels=st.sampled_from([1, 15, 16, 40, 300]),
+    with_state=st.booleans(),
     packed=st.booleans(),
+    activated=st.booleans(),
     seed=SEEDS,
 )
 def test_kernels_equal_the_plain_form(
-    taps: int, length: int, channels: int, packed: bool, seed: int
+    taps: int,
+    length: int,
+    channels: int,
+    with_state: bool,
+    packed: bool,
+    activated: bool,
+    seed: int,
 ) -> None:
+    """What they read lies in wider rows, as a part of a projection does."""
     torch.manual_seed(seed)
-    padded_BTE, weight_KE = torch.randn(2, length + taps - 1, channels), torch.randn(taps, channels)
-    bias_E, grad_BTE = torch.randn(channels), torch.randn(2, length, channels)
+    x_BTE = torch.randn(2, length, channels + 3)[..., 1 : 1 + channels]
+    before_BKE = torch.randn(2, taps - 1, channels)
     document_BT = torch.randint(3, (2, length)).sort(1).values if packed else None
-    inputs = padded_BTE, weight_KE, bias_E, document_BT
-    torch.testing.assert_close(conv.fast_outputs(*inputs), conv.plain_outputs(*inputs))
-    inputs = grad_BTE, padded_BTE, weight_KE, document_BT
-    for one, other in zip(conv.fast_gradients(*inputs), conv.plain_gradients(*inputs), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-5)
+    inputs = (x_BTE, torch.randn(channels, taps), torch.randn(channels), before_BKE)
+
+    leaves = inputs if with_state and taps > 1 else inputs[:3]
+
+    def scan(x: Tensor, weight: Tensor, bias: Tensor, before: Tensor | None = None) -> Tensor:
+        return conv.scan(x, weight, bias, before, document_BT, activated)
+
+    check(scan, scan, leaves, 1e-5)  # in float64 there are no kernels
+
+
+def test_any_number_of_threads_gives_the_same() -> None:
+    inputs = torch.randn(2, 200, 600), torch.randn(600, 4), torch.randn(600)
+    check_threads(lambda *x: conv.scan(*x, activated=True), inputs)
 
 
 def test_kernels_hand_on_what_is_not_finite() -> None:
-    padded_BTE = torch.randn(1, 8, 20)
-    padded_BTE[0, 3, 5], padded_BTE[0, 4, 6] = float("inf"), float("nan")
-    inputs = padded_BTE, torch.rand(4, 20) + 0.1, torch.randn(20), None
-    found, wanted = conv.fast_outputs(*inputs), conv.plain_outputs(*inputs)
+    x_BTE = torch.randn(1, 8, 20)
+    x_BTE[0, 3, 5], x_BTE[0, 4, 6] = float("inf"), float("nan")
+    inputs = x_BTE, torch.rand(20, 4) + 0.1, torch.randn(20)
+    found, wanted = conv.scan(*inputs), conv.scan(*(each.double() for each in inputs)).float()
     torch.testing.assert_close(found, wanted, equal_nan=True)
     assert not found.isfinite().all()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from retort.ops import kernels, ssd
+from retort.ops import chunked, kernels, ssd
 
 HEADS, GROUPS = 4, 2
 
@@ -102,6 +102,9 @@ def test_a_cpu_and_exact_products_get_ours(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(kernels, "has_fla", lambda: True)
     for device, dtype in (("cpu", torch.bfloat16), ("cuda", torch.float32)):
         assert kernels.open_scan(torch.device(device), dtype) is ssd.scan_chunked
+    assert kernels.open_scan(torch.device("cpu"), torch.float32) is chunked.scan
+    with torch.no_grad():
+        assert kernels.open_scan(torch.device("cpu"), torch.float32) is ssd.scan_chunked
 
 
 def test_a_gpu_gets_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

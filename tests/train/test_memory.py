@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.plain import only_torch
 from torch.profiler import ProfilerActivity, profile
 
 from retort.data.packing import Batch
@@ -102,8 +103,14 @@ CASES = [
 
 @pytest.mark.parametrize(("kind", "changes", "layers", "recompute"), CASES)
 def test_peak_of_a_step(
-    make_decoder: MakeDecoder, kind: str, changes: dict[str, Any], layers: str, recompute: Any
+    make_decoder: MakeDecoder,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    changes: dict[str, Any],
+    layers: str,
+    recompute: Any,
 ) -> None:
+    only_torch(monkeypatch)
     student, teacher = wide(make_decoder, layers), wide(make_decoder, "aaaa")
     what = stage(kind, **changes)
     trained = sizes(student, trainable(student, what.objective))

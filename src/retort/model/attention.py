@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.functional import scaled_dot_product_attention
 
 from retort.model.config import DecoderConfig
 from retort.model.context import Context
 from retort.model.norms import RMSNorm
 from retort.model.state import AttentionState
+from retort.ops.rotary import rotate
 
 
 class Attention(nn.Module):
@@ -40,6 +42,8 @@ class Attention(nn.Module):
         """The mixer's output; with a state, its keys and values are extended in place."""
         q_BHTD, k_BKTD = self._rotated(u_BTC, context)
         v_BKTD = self._split(self.v_proj(u_BTC), self.kv_heads)
+        if state is None and not is_compiling() and context.runs is not None:
+            return self.o_proj(_attend_within(q_BHTD, k_BKTD, v_BKTD, context.runs).flatten(2))
         if state is not None:
             k_BKTD = _extend(state.k_BKLD, k_BKTD, context)
             v_BKTD = _extend(state.v_BKLD, v_BKTD, context)
@@ -81,17 +85,24 @@ class Attention(nn.Module):
     def _rotated(self, u_BTC: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         q_BHTD = self.q_norm(self._split(self.q_proj(u_BTC), self.heads))
         k_BKTD = self.k_norm(self._split(self.k_proj(u_BTC), self.kv_heads))
-        return _rotate(q_BHTD, context), _rotate(k_BKTD, context)
+        cos_BTD, sin_BTD = context.cos_BTD, context.sin_BTD
+        return rotate(q_BHTD, cos_BTD, sin_BTD), rotate(k_BKTD, cos_BTD, sin_BTD)
 
     def _split(self, x_BTC: Tensor, heads: int) -> Tensor:
         return x_BTC.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)
 
 
-def _rotate(x_BHTD: Tensor, context: Context) -> Tensor:
-    cos = context.cos_BTD[:, None].to(x_BHTD.dtype)
-    sin = context.sin_BTD[:, None].to(x_BHTD.dtype)
-    first, second = x_BHTD.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+def _attend_within(q_BHTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, runs: tuple[int, ...]) -> Tensor:
+    """Causal attention within each document alone, y_BTHD: no mask, and no score that it hides."""
+    batch = q_BHTD.shape[0]
+    # All rows one behind the other: no document goes on from one to the next.
+    parts = (x.transpose(0, 1).flatten(1, 2).split(runs, dim=1) for x in (q_BHTD, k_BKTD, v_BKTD))
+    outputs = [
+        scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, enable_gqa=True)
+        for q, k, v in zip(*parts, strict=True)
+    ]
+    y_XHD = torch.cat([y.squeeze(0).transpose(0, 1) for y in outputs])
+    return y_XHD.unflatten(0, (batch, -1))
 
 
 def _extend(cache_BKLD: Tensor, new_BKTD: Tensor, context: Context) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
 from retort.model.context import Context
 from retort.model.state import MambaState
@@ -14,11 +15,13 @@ from retort.ops import conv
 
 
 class CausalConv(nn.Module):
-    """A causal depthwise convolution with the parameters, and their shapes, of `nn.Conv1d`."""
+    """A causal depthwise convolution with the parameters, and their shapes, of `nn.Conv1d`; where
+    `activated`, silu of it.
+    """
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, activated: bool) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.activated = width, activated
         bound = width**-0.5
         self.weight = nn.Parameter(torch.empty(channels, 1, width).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
@@ -28,13 +31,13 @@ class CausalConv(nn.Module):
 
         A state of more past inputs than the taps reach back holds on to the older ones.
         """
-        weight_EK = self.weight.squeeze(1)
         if state is None:
-            return conv.scan(x_BTE, weight_EK, self.bias, None, context.document_BT)
+            return self._scan(x_BTE, None, context)
         if x_BTE.shape[1] == 1 and context.valid_BT is None:
+            weight_EK = self.weight.squeeze(1)
             y_BE, past_BWE = conv.step(x_BTE.squeeze(1), weight_EK, self.bias, state.conv_BWE)
             state.conv_BWE.copy_(past_BWE)
-            return y_BE[:, None]
+            return (silu(y_BE) if self.activated else y_BE)[:, None]
         before_BWE = state.conv_BWE.clone()
         count_B = context.count_B
         if count_B is None:
@@ -42,7 +45,12 @@ class CausalConv(nn.Module):
         held = before_BWE.shape[1]
         state.conv_BWE.copy_(conv.last_inputs(x_BTE, held + 1, count_B, before_BWE))
         reached_BWE = before_BWE[:, held - (self.width - 1) :]
-        return conv.scan(x_BTE, weight_EK, self.bias, reached_BWE, context.document_BT)
+        return self._scan(x_BTE, reached_BWE, context)
+
+    def _scan(self, x_BTE: Tensor, state_BWE: Tensor | None, context: Context) -> Tensor:
+        weight_EK = self.weight.squeeze(1)
+        documents = context.document_BT
+        return conv.scan(x_BTE, weight_EK, self.bias, state_BWE, documents, self.activated)
 
     def empty_past(self, batch: int) -> Tensor:
         """The past inputs of rows that have read nothing, conv_BWE."""

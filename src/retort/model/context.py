@@ -21,6 +21,7 @@ class Context:
 
     `valid_BT` is false for padding and `count_B` counts the valid tokens of each row.
     `mask_BTL` says which cached positions (with a state) or tokens (without) a token attends to.
+    `runs` are the lengths of the documents, row by row, where the host knows them at no cost.
     """
 
     cos_BTD: Tensor
@@ -31,6 +32,7 @@ class Context:
     valid_BT: Tensor | None = None
     count_B: Tensor | None = None
     mask_BTL: Tensor | None = None
+    runs: tuple[int, ...] | None = None
 
 
 def parallel(config: DecoderConfig, ids_BT: Tensor, document_BT: Tensor | None) -> Context:
@@ -43,9 +45,21 @@ def parallel(config: DecoderConfig, ids_BT: Tensor, document_BT: Tensor | None) 
     valid_BT = document_BT >= 0
     causal_TL = position_BT[0, :, None] >= position_BT[0, None, :]
     mask_BTL = causal_TL & (document_BT[:, :, None] == document_BT[:, None, :])
+    count_B, lengths = valid_BT.sum(1), runs(document_BT)
     return Context(
-        cos_BTD, sin_BTD, position_BT, length, document_BT, valid_BT, valid_BT.sum(1), mask_BTL
+        cos_BTD, sin_BTD, position_BT, length, document_BT, valid_BT, count_B, mask_BTL, lengths
     )
+
+
+def runs(document_BT: Tensor) -> tuple[int, ...] | None:
+    """The lengths of the documents, row by row; a GPU would have to be waited for."""
+    if document_BT.device.type != "cpu":
+        return None
+    starts_BT = torch.ones_like(document_BT, dtype=torch.bool)
+    starts_BT[:, 1:] = document_BT[:, 1:] != document_BT[:, :-1]
+    start_X = starts_BT.flatten().nonzero().flatten()
+    end = start_X.new_tensor([document_BT.numel()])
+    return tuple(torch.diff(start_X, append=end).tolist())
 
 
 def continued(

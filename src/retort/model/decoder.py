@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from retort.model import context as contexts
 from retort.model.attention import Attention
@@ -26,6 +25,7 @@ from retort.model.mamba1 import Mamba1
 from retort.model.mamba2 import DiscreteMamba2, Mamba2
 from retort.model.norms import RMSNorm
 from retort.model.state import AttentionState, DecoderState, MambaState
+from retort.ops.norms import gated
 
 StateSpace = Mamba2 | DiscreteMamba2 | Mamba1
 Mixer = Attention | StateSpace
@@ -43,7 +43,7 @@ class MLP(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """The layer's output, of the input's shape."""
-        return self.down_proj(silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        return self.down_proj(gated(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
 
 
 class Block(nn.Module):

@@ -42,7 +42,7 @@ class Mamba1(Recurrent[Inputs]):
         super().__init__()
         self.config = config
         self.in_proj = nn.Linear(decoder.hidden_size, sum(self._sizes()), bias=False)
-        self.conv1d = CausalConv(config.inner, config.conv_width)
+        self.conv1d = CausalConv(config.inner, config.conv_width, activated=True)
         self.dt_proj = nn.Linear(config.dt_rank, config.inner)
         self.A_log = nn.Parameter(torch.zeros(config.inner, config.state_size))
         self.D = nn.Parameter(torch.ones(config.inner))
@@ -65,7 +65,7 @@ class Mamba1(Recurrent[Inputs]):
 
     def _inputs(self, u_BTD: Tensor, context: Context, state: MambaState | None) -> Inputs:
         z_BTE, x_BTX, b_BTX, c_BTE, low_BTR = self.in_proj(u_BTD).split(self._sizes(), dim=-1)
-        x_BTE = silu(self.conv1d(self.repeat(x_BTX), context, state))
+        x_BTE = self.conv1d(self.repeat(x_BTX), context, state)
         dt_BTE = softplus(linear(low_BTR, self.dt_proj.weight).float() + self._dt_bias())
         if context.valid_BT is not None:
             # A token with dt = 0 neither decays the state nor adds to it.

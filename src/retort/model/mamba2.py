@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu, softplus
+from torch.nn.functional import softplus
 
 from retort.model.causal_conv import CausalConv
 from retort.model.config import DecoderConfig, DiscreteMamba2Config, Mamba2Config
@@ -23,7 +23,7 @@ from retort.model.context import Context
 from retort.model.norms import GatedNorm
 from retort.model.recurrent import Recurrent
 from retort.model.state import MambaState
-from retort.ops import kernels, ssd
+from retort.ops import kernels, norms, ssd
 
 IDENTITY_GATE = 1.278464542761
 """The z with silu(z) = 1."""
@@ -75,13 +75,12 @@ class StateSpaceDual(Recurrent[Inputs]):
         """What the mixing matrix is applied to, x_BTHP."""
         return self._inputs(u_BTD, context, None).x_BTHP
 
-    def _gated(self, y_BTE: Tensor, gate_BTE: Tensor) -> Tensor:
-        """The gate, and the norm if there is one."""
+    def _gated(self, y_BTHP: Tensor, inputs: Inputs) -> Tensor:
+        """With the skip, the gate, and the norm if there is one."""
         raise NotImplementedError
 
     def _output(self, y_BTHP: Tensor, inputs: Inputs) -> Tensor:
-        y_BTHP = y_BTHP + self.D.float()[:, None] * inputs.x_BTHP
-        return self.out_proj(self._gated(y_BTHP.flatten(2), inputs.gate_BTE))
+        return self.out_proj(self._gated(y_BTHP, inputs))
 
     def _split(self, xbc_BTF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x_BTHP, b_BTGN and c_BTGN of what comes out of the convolution, in float32."""
@@ -139,7 +138,7 @@ class Mamba2(StateSpaceDual):
         super().__init__(config)
         channels = config.inner + config.conv_channels + config.heads
         self.in_proj = nn.Linear(decoder.hidden_size, channels, bias=False)
-        self.conv1d = CausalConv(config.conv_channels, config.conv_width)
+        self.conv1d = CausalConv(config.conv_channels, config.conv_width, activated=True)
         self.dt_bias = nn.Parameter(torch.zeros(config.heads))
         self.A_log = nn.Parameter(torch.zeros(config.heads))
         self.D = nn.Parameter(torch.ones(config.heads))
@@ -164,12 +163,12 @@ class Mamba2(StateSpaceDual):
         if context.valid_BT is not None:
             # A token with dt = 0 neither decays the state nor adds to it.
             dt_BTH = dt_BTH * context.valid_BT[..., None]
-        x_BTHP, b_BTGN, c_BTGN = self._split(silu(self.conv1d(xbc_BTF, context, state)))
+        x_BTHP, b_BTGN, c_BTGN = self._split(self.conv1d(xbc_BTF, context, state))
         log_decay_BTH = dt_BTH * -self.A_log.float().exp()
         return Inputs(z_BTE, x_BTHP, b_BTGN, c_BTGN, dt_BTH, log_decay_BTH)
 
-    def _gated(self, y_BTE: Tensor, gate_BTE: Tensor) -> Tensor:
-        return self.norm(y_BTE, gate_BTE)
+    def _gated(self, y_BTHP: Tensor, inputs: Inputs) -> Tensor:
+        return self.norm(y_BTHP.flatten(2), inputs.x_BTHP.flatten(2), self.D, inputs.gate_BTE)
 
     def _sizes(self) -> list[int]:
         """Rows of in_proj: z | x B C | dt."""
@@ -184,7 +183,7 @@ class DiscreteMamba2(StateSpaceDual):
         channels = config.conv_channels + config.inner + config.heads
         self.in_proj = nn.Linear(decoder.hidden_size, channels, bias=False)
         self.z_bias = nn.Parameter(torch.zeros(config.inner))
-        self.conv1d = CausalConv(config.conv_channels, config.conv_width)
+        self.conv1d = CausalConv(config.conv_channels, config.conv_width, activated=False)
         self.D = nn.Parameter(torch.ones(config.heads))
         self.out_proj = nn.Linear(config.inner, decoder.hidden_size, bias=False)
 
@@ -217,8 +216,9 @@ class DiscreteMamba2(StateSpaceDual):
         x_BTHP, b_BTGN, c_BTGN = self._split(self.conv1d(xbc_BTF, context, state))
         return Inputs(z_BTE + self.z_bias, x_BTHP, b_BTGN, c_BTGN, scale_BTH, log_decay_BTH)
 
-    def _gated(self, y_BTE: Tensor, gate_BTE: Tensor) -> Tensor:
-        return (y_BTE * silu(gate_BTE.float())).to(gate_BTE.dtype)
+    def _gated(self, y_BTHP: Tensor, inputs: Inputs) -> Tensor:
+        y_BTE = (y_BTHP + self.D.float()[:, None] * inputs.x_BTHP).flatten(2)
+        return norms.gated(inputs.gate_BTE.float(), y_BTE).to(inputs.gate_BTE.dtype)
 
     def _sizes(self) -> list[int]:
         """Rows of in_proj: x B C | z | a."""

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.compiler import is_compiling
+
+from retort.ops.arrays import has_kernel, in_training, own, rows, team, whole
 
 BLOCK = 64
 """Tokens at a time in the backward pass: what is made of them stays in the processor's cache."""
@@ -31,15 +32,23 @@ def scan(
     bias_E: Tensor,
     state_BKE: Tensor | None = None,
     document_BT: Tensor | None = None,
+    activated: bool = False,
 ) -> Tensor:
-    """All outputs y_BTE. Taps that would reach into another document read zeros.
+    """All outputs y_BTE, or silu of them. Taps that would reach into another document read zeros.
 
     A starting state belongs to the first document of its row.
     """
-    padded_BTE = pad(x_BTE, weight_EK.shape[1], state_BKE)
+    fast = has_kernel(x_BTE)
+    # Kernels do without zeros in front.
+    padded_BTE = x_BTE if fast and state_BKE is None else pad(x_BTE, weight_EK.shape[1], state_BKE)
     weight_KE = weight_EK.T.clone(memory_format=torch.contiguous_format)
-    y_BTE: Tensor = _Scan.apply(padded_BTE, weight_KE, bias_E, document_BT)
-    return y_BTE
+    inputs = (padded_BTE, weight_KE, bias_E, document_BT)
+    fused = fast and activated and in_training(x_BTE)
+    if fast:
+        y_BTE: Tensor = _FastScan.apply(*inputs, padded_BTE.shape[1] - x_BTE.shape[1], fused)
+    else:
+        y_BTE = _Scan.apply(*inputs)
+    return torch.nn.functional.silu(y_BTE) if activated and not fused else y_BTE
 
 
 class _Scan(torch.autograd.Function):
@@ -54,16 +63,14 @@ class _Scan(torch.autograd.Function):
         document_BT: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(padded_BTE, weight_KE, document_BT)
-        outputs = fast_outputs if has_kernel(padded_BTE) else plain_outputs
-        return outputs(padded_BTE, weight_KE, bias_E, document_BT)
+        return plain_outputs(padded_BTE, weight_KE, bias_E, document_BT)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BTE: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         padded_BTE, weight_KE, document_BT = ctx.saved_tensors
-        gradients = fast_gradients if has_kernel(padded_BTE) else plain_gradients
-        padded_grad_BTE, weight_grad_KE = gradients(grad_BTE, padded_BTE, weight_KE, document_BT)
-        return padded_grad_BTE, weight_grad_KE, grad_BTE.sum((0, 1)), None
+        found = plain_gradients(grad_BTE, padded_BTE, weight_KE, document_BT)
+        return *found, grad_BTE.sum((0, 1)), None
 
 
 def plain_outputs(
@@ -103,37 +110,46 @@ def plain_gradients(
     return padded_grad_BTE, weight_grad_KE.to(weight_KE.dtype)
 
 
-def has_kernel(x: Tensor) -> bool:
-    """Whether it is for the kernels in `ops.cpu`; a compiler takes what torch alone can do."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not is_compiling()
+class _FastScan(torch.autograd.Function):
+    """The same, and silu, by kernels. `before` inputs are in front of those of the tokens; there
+    are zeros in front of them.
+    """
 
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BTE: Tensor,
+        weight_KE: Tensor,
+        bias_E: Tensor,
+        document_BT: Tensor | None,
+        before: int,
+        activated: bool,
+    ) -> Tensor:
+        from retort.ops.cpu import convolution
 
-def fast_outputs(
-    padded_BTE: Tensor, weight_KE: Tensor, bias_E: Tensor, document_BT: Tensor | None
-) -> Tensor:
-    """`plain_outputs` by a kernel."""
-    from retort.ops.cpu import convolution
+        batch, length, channels = x_BTE.shape
+        y_BTE = torch.empty(batch, length - before, channels)
+        document_BT = _documents(y_BTE, document_BT)
+        vectors = whole(weight_KE).reshape(-1), own(bias_E), document_BT.numpy()
+        convolution.scan(*rows(x_BTE), before, *vectors, activated, y_BTE.view(-1).numpy(), team())
+        ctx.save_for_backward(x_BTE, weight_KE, bias_E, document_BT)
+        ctx.settings = before, activated
+        return y_BTE
 
-    batch, length, channels = padded_BTE.shape
-    y_BTE = padded_BTE.new_empty(batch, length + 1 - weight_KE.shape[0], channels)
-    document_BT = _documents(y_BTE, document_BT)
-    # A copy of the parameter: sharding could not free memory that NumPy has seen.
-    convolution.scan(*_arrays(padded_BTE, weight_KE, bias_E.clone(), document_BT, y_BTE))
-    return y_BTE
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BTE: Tensor) -> tuple[Tensor | None, ...]:
+        from retort.ops.cpu import convolution
 
-
-def fast_gradients(
-    grad_BTE: Tensor, padded_BTE: Tensor, weight_KE: Tensor, document_BT: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """`plain_gradients` by a kernel."""
-    from retort.ops.cpu import convolution
-
-    found = torch.zeros_like(padded_BTE), torch.zeros_like(weight_KE)
-    document_BT = _documents(grad_BTE, document_BT)
-    convolution.scan_backward(
-        *_arrays(grad_BTE.contiguous(), padded_BTE, weight_KE, document_BT, *found)
-    )
-    return found
+        x_BTE, weight_KE, bias_E, document_BT = ctx.saved_tensors
+        before, activated = ctx.settings
+        taps, channels = weight_KE.shape
+        of_x_BTE, of_vectors_KE = torch.empty(x_BTE.shape), torch.empty(taps + 1, channels)
+        vectors = whole(weight_KE).reshape(-1), own(bias_E), document_BT.numpy()
+        arrays = *rows(grad_BTE), *rows(x_BTE), before, *vectors
+        found = of_x_BTE.view(-1).numpy(), of_vectors_KE.numpy()
+        convolution.scan_backward(*arrays, activated, *found, team())
+        return of_x_BTE, of_vectors_KE[:taps], of_vectors_KE[taps], None, None, None
 
 
 def _documents(y_BTE: Tensor, document_BT: Tensor | None) -> Tensor:
@@ -142,11 +158,6 @@ def _documents(y_BTE: Tensor, document_BT: Tensor | None) -> Tensor:
     if document_BT is None:
         return torch.zeros(shape, dtype=torch.long)
     return document_BT.expand(shape).contiguous()
-
-
-def _arrays(*tensors: Tensor) -> list[Any]:
-    """The same memory for NumPy."""
-    return [tensor.detach().numpy() for tensor in tensors]
 
 
 def last_inputs(

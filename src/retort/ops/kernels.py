@@ -1,7 +1,7 @@
-"""The parallel scan of a device: flash-linear-attention's on a GPU that has it, in 16 bits; ours
-elsewhere.
+"""The parallel scan of a device: flash-linear-attention's on a GPU that has it, in 16 bits; our
+kernels on a CPU that trains in 32; plain torch elsewhere.
 
-Both have the signature of `ssd.scan_chunked`.
+All have the signature of `ssd.scan_chunked`.
 
 Shapes: B batch, T time, H heads, P head channels, G groups of b/c, N state.
 """
@@ -14,8 +14,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from retort.ops import ssd
+from retort.ops import chunked, ssd
 
 FORGOTTEN = -100.0
 """A log-decay whose exponential is 0 in float32 on a GPU, yet so small that the sums over a chunk,
@@ -39,7 +40,12 @@ class Scan(Protocol):
 
 
 def open_scan(device: torch.device, dtype: torch.dtype) -> Scan:
-    """The scan for models on a device, in a dtype; ours where products have to be exact."""
+    """The scan for models on a device, in a dtype; ours where products have to be exact. A compiler
+    takes what torch alone can do.
+    """
+    training = torch.is_grad_enabled() and not is_compiling()
+    if training and device.type == "cpu" and dtype == torch.float32:
+        return chunked.scan
     fast = device.type == "cuda" and dtype != torch.float32 and has_fla()
     return scan_simple_gla if fast else ssd.scan_chunked
 

@@ -72,13 +72,13 @@ def scan_chunked(
     """
     length, heads = v_BTHP.shape[1], v_BTHP.shape[2]
     chunk = min(chunk, length)
-    v_BKQHP, a_BKQH = _chunks(v_BTHP, chunk), _chunks(log_decay_BTH, chunk)
-    b_BKQHN = per_head(_chunks(b_BTGN, chunk), heads, dim=3)
-    c_BKQHN = per_head(_chunks(c_BTGN, chunk), heads, dim=3)
+    v_BKQHP, a_BKQH = chunks(v_BTHP, chunk), chunks(log_decay_BTH, chunk)
+    b_BKQHN = per_head(chunks(b_BTGN, chunk), heads, dim=3)
+    c_BKQHN = per_head(chunks(c_BTGN, chunk), heads, dim=3)
     # BKHQ*, contiguous: each is in two matrix products, which would copy it every time.
     v, b, c = (x.transpose(2, 3).contiguous() for x in (v_BKQHP, b_BKQHN, c_BKQHN))
-    total_BKHQ = _running_totals(a_BKQH.transpose(2, 3))
-    document_BKQ = None if document_BT is None else _chunk_documents(document_BT, chunk)
+    total_BKHQ = running_totals(a_BKQH.transpose(2, 3))
+    document_BKQ = None if document_BT is None else chunk_documents(document_BT, chunk)
 
     decay_BKHQQ = _decays_between(total_BKHQ, v.dtype, _spread(document_BKQ))
     within_BKHQP = (c @ b.transpose(-1, -2) * decay_BKHQQ) @ v
@@ -124,7 +124,7 @@ def decay_matrix(log_decay_T: Tensor, document_T: Tensor | None = None) -> Tenso
 
     Zero where s > t or where the documents of s and t differ.
     """
-    return _decays_between(_running_totals(log_decay_T), log_decay_T.dtype, document_T)
+    return _decays_between(running_totals(log_decay_T), log_decay_T.dtype, document_T)
 
 
 def per_head(x: Tensor, heads: int, dim: int = 1) -> Tensor:
@@ -133,7 +133,7 @@ def per_head(x: Tensor, heads: int, dim: int = 1) -> Tensor:
     return x if groups == heads else x.repeat_interleave(heads // groups, dim)
 
 
-def _running_totals(log_decay_T: Tensor) -> Tensor:
+def running_totals(log_decay_T: Tensor) -> Tensor:
     """Sums of the log-decays up to each token along the last dimension, in float64.
 
     Differences of them have to be right to 1e-6: in float32 one strong decay would drown the weak
@@ -173,7 +173,7 @@ def _continues(document_BKQ: Tensor) -> Tensor:
     return document_BKQ == before_BK[..., None]
 
 
-def _chunks(x_BT: Tensor, chunk: int) -> Tensor:
+def chunks(x_BT: Tensor, chunk: int) -> Tensor:
     """Splits T into chunks, padding with zeros: no input and no decay, so states stay."""
     batch, length = x_BT.shape[:2]
     missing = -length % chunk
@@ -182,7 +182,7 @@ def _chunks(x_BT: Tensor, chunk: int) -> Tensor:
     return x_BT.unflatten(1, (-1, chunk))
 
 
-def _chunk_documents(document_BT: Tensor, chunk: int) -> Tensor:
+def chunk_documents(document_BT: Tensor, chunk: int) -> Tensor:
     """Document ids in chunks; the padding continues the last document, so its state survives."""
     missing = -document_BT.shape[1] % chunk
     tail_BT = document_BT[:, -1:].expand(-1, missing)

@@ -38,7 +38,8 @@ def test_norm_of_groups(groups: int, dtype: torch.dtype, triton_device: str) -> 
     norm.weight.data += random(30, dtype=dtype, device=triton_device)
     y_SE = random(2, 30, dtype=torch.float32, device=triton_device)
     open_SE = torch.full_like(y_SE, 1.278464542761)  # a gate of 1
-    wanted_SE = norm(y_SE, open_SE).to(dtype)
+    nothing = torch.zeros_like(y_SE), torch.zeros(1, device=triton_device)
+    wanted_SE = norm(y_SE, *nothing, open_SE).to(dtype)
     found_SE = norms.group_norm(y_SE, norm.weight, norm.eps, groups)
     assert found_SE.dtype == dtype
     torch.testing.assert_close(found_SE, wanted_SE)
