@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.retort-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench gpu clean
+.PHONY: help setup demo test lint bench results gpu clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## make the environment and install retort in it, editable, with its tools
 
@@ -40,6 +40,9 @@ bench: setup ## measure decoding, prefill, training and the targets on this mach
 	$(BIN)/retort bench prefill --out benchmarks/results
 	$(BIN)/retort bench train --out benchmarks/results
 	$(BIN)/retort bench targets --repeats 7 --out benchmarks/results
+
+results: setup ## make the tables and figures of README and docs/results.md from the raw numbers
+	$(BIN)/python benchmarks/results.py
 
 gpu: setup ## run the tests that need an NVIDIA GPU (they compile every kernel)
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit( \

@@ -1,20 +1,23 @@
 """A study of every kind of student: trained, fine-tuned, asked, judged and compared.
 
-    OMP_NUM_THREADS=1 python benchmarks/study.py runs/study benchmarks/results/study-curves.json
+    OMP_NUM_THREADS=1 python benchmarks/study.py runs/study benchmarks/results
 
-Teacher, students and questions are those of recipes/study; what is there already is not made again,
-so a stopped study goes on with the same command. The report stands in the study's folder, and its
-data is what is kept. Sizes are for one core of a CPU and an hour or two; KEY=VALUE words lie over
-every training recipe, such as device=cuda.
+writes study-curves.json, the data of the report that stands in the study's folder, and
+study-decode.json, speed over batch sizes. Teacher, students and questions are those of
+recipes/study; what is there already is not made again, so a stopped study goes on with the same
+command. Sizes are for one core of a CPU and an hour or two; KEY=VALUE words lie over every training
+recipe, such as device=cuda.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 import torch
 
+from retort.bench.commands import Asked, Where, measure_decode
 from retort.grade.run import grade
 from retort.recipe import RECIPES, DistillRecipe, SampleRecipe, ScoreRecipe, VerifierRecipe, load
 from retort.report.run import report
@@ -27,12 +30,15 @@ from retort.train.loop import distill
 
 STUDENTS = ("pure", "native", "hybrid")
 BACKBONE = "pure"
+LENGTHS = 112, 325, 64
+"""Tokens of a prompt and of a completion, and steps of them that are measured."""
+BATCHES, REPEATS = (1, 4, 16, 64, 256), 3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("curves", type=Path)
+    parser.add_argument("results", type=Path)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -40,7 +46,9 @@ def main() -> None:
     runs = [ask(arguments.folder, name) for name in names]
     judge(arguments.folder, runs)
     curves = report(runs, arguments.folder / "report")
-    arguments.curves.write_text(curves.to_json() + "\n", encoding="utf-8")
+    (arguments.results / "study-curves.json").write_text(curves.to_json() + "\n", encoding="utf-8")
+    bench = speeds(arguments.folder)
+    shutil.copyfile(bench / "bench-decode.json", arguments.results / "study-decode.json")
 
 
 def train(folder: Path, settings: list[str]) -> list[str]:
@@ -67,6 +75,14 @@ def ask(folder: Path, name: str, recipe: str = "sample", run: str | None = None)
     path = sample(load(SampleRecipe, [RECIPES / "study" / f"{recipe}.yaml", *settings]))
     grade(path)
     return path
+
+
+def speeds(folder: Path) -> Path:
+    """Decoding of teacher and students at the study's lengths, over batch sizes."""
+    bench = folder / "bench"
+    asked = Asked([str(folder / name) for name in ("teacher", *STUDENTS)])
+    measure_decode(asked, Where(threads=1, out=bench), LENGTHS, "own", BATCHES, None, REPEATS)
+    return bench
 
 
 def judge(folder: Path, runs: list[Path]) -> None:

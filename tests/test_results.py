@@ -35,7 +35,7 @@ def test_other_numbers_make_other_tables(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_block_that_nothing_makes() -> None:
-    with pytest.raises(ValueError, match="block 'other': nothing makes it; there are demo-models"):
+    with pytest.raises(ValueError, match="block 'other': nothing makes it; there are demo-summary"):
         filled("<!-- results: other -->\n<!-- end -->")
 
 
