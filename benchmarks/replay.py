@@ -3,10 +3,10 @@
     python benchmarks/replay.py MODEL ... [--threads N] [--repeats N] [--out FILE]
 
 Each model (a folder, or `bundled`) answers word problems once while its decode steps are timed.
-From those step times, and from the lengths of completions alone, runs of other numbers of problems,
-completions and slots are foretold, and then made. The speed of a shared machine changes within
-seconds, so each run is made several times, each time right after a calibration of its own, and the
-median ratio is what counts; all of them are kept.
+From those step times, and from the lengths of completions alone, runs of other problems and other
+numbers of them and of completions are foretold, in as many slots, and then made. The speed of a
+shared machine changes within seconds, so each run is made several times, each time right after a
+calibration of its own, and the median ratio is what counts; all of them are kept.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ from retort.sample.tokens import SamplingParams
 from retort.store import sample_seed
 
 PARAMS = SamplingParams(max_tokens=300, temperature=0.8)
-CALIBRATION = (10, 16, 64)
 SHAPES = [(24, 16, 64), (12, 8, 64), (1, 64, 64), (48, 2, 32), (16, 8, 16), (6, 4, 4), (2, 4, 1)]
 """Problems, completions of each, slots."""
+CALIBRATION = (10, 16)
+"""Problems, and completions of each at most: no more than there are slots."""
 
 Prompts = list[list[int]]
 
@@ -95,9 +96,10 @@ def measure(name: str, repeats: int) -> list[dict[str, Any]]:
 
 def _pair(decoder: Decoder, prompts: Prompts, shape: tuple[int, int, int]) -> tuple[float, float]:
     """Seconds foretold and measured, after a calibration with other problems."""
-    calibration = run(decoder, prompts, CALIBRATION)
+    slots, (problems, completions) = shape[2], CALIBRATION
+    calibration = run(decoder, prompts, (problems, min(completions, slots), slots))
     made = run(decoder, prompts[::-1], shape)
-    return foretell(made, prompts[::-1], shape[2], calibration), made.seconds
+    return foretell(made, prompts[::-1], slots, calibration), made.seconds
 
 
 def run(decoder: Decoder, prompts: Prompts, shape: tuple[int, int, int]) -> Made:

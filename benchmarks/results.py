@@ -230,14 +230,8 @@ def replays() -> str:
     rows = (
         (*map(str, shape), *(f"{ratio[shape, name]:.2f}" for name in names)) for shape in shapes
     )
-    most = max(row["slots"] for row in found)
-    same = [abs(row["ratio"] - 1) for row in found if row["slots"] == most]
-    fewer = [abs(row["ratio"] - 1) for row in found if row["slots"] < most]
-    told = (
-        f"With the {most} slots that the step times are of it is off by {100 * max(same):.0f} % at "
-        f"most and {100 * median(same):.0f} % in the median; with fewer by {100 * max(fewer):.0f} "
-        f"and {100 * median(fewer):.0f} %."
-    )
+    off = [abs(row["ratio"] - 1) for row in found]
+    told = f"Off by {100 * max(off):.1f} % at most, {100 * median(off):.1f} % in the median."
     return f"{table(('problems', 'completions', 'slots', *names), rows)}\n\n{told}"
 
 
