@@ -213,8 +213,16 @@ def _read_part(path: Path, schema: pa.Schema) -> pa.Table:
     with _opened(path) as part:
         table = part.read(columns=schema.names, use_threads=False)
     if table.schema != schema:
-        raise ValueError(f"{path} has columns {table.schema.names}, expected {schema.names}")
+        raise ValueError(f"{path}: {_changes(table.schema, schema)}; make its folder anew")
     return table
+
+
+def _changes(found: pa.Schema, wanted: pa.Schema) -> str:
+    """How a part that another release wrote differs from what this one reads."""
+    missing = ", ".join(name for name in wanted.names if name not in found.names)
+    if missing:
+        return f"of another release, without the columns {missing}"
+    return f"of another release, with other kinds of columns than {', '.join(wanted.names)}"
 
 
 def _footer(path: Path) -> pq.FileMetaData:
