@@ -73,6 +73,32 @@ def test_crossover_at_the_start_and_never() -> None:
     assert (second.seconds, second.ahead) == (None, 0)
 
 
+def test_equal_models_are_not_ahead_of_each_other() -> None:
+    twin = model("twin", [0.3, 0.4, 0.5, 0.6, 0.7], second=4.0)
+    (crossing,) = compared(TEACHER, twin).crossovers
+    assert (crossing.seconds, crossing.ahead) == (None, 0)
+
+
+def test_too_little_time_for_a_completion_is_enough_for_some_problems() -> None:
+    teacher = model("teacher", [0.3] * 5, second=4.0)
+    student = model("student", [0.2, 0.35, 0.4, 0.4, 0.4], second=1.0)
+    (crossing,) = compared(teacher, student).crossovers
+    # in one second the teacher makes a completion of a quarter of the problems, 0.075 in all
+    assert crossing.seconds is not None
+    assert crossing.seconds.value == crossing.first == 1
+
+
+def test_shares_are_of_resamples() -> None:
+    rng = np.random.default_rng(1)
+    ones = {1: np.ones(PROBLEMS)}
+    before = Measured("before", K_K, {"coverage": np.full((PROBLEMS, 5), 0.5)}, 1, ones)
+    chance_PK = np.tile((rng.random((PROBLEMS, 1)) < 0.5).astype(np.float64), 5)
+    after = Measured("after", K_K, {"coverage": chance_PK}, 1, ones)
+    found = compared(before, after)
+    assert 0 < found.speed_ups[0].reached < 1
+    assert 0 < found.crossovers[0].ahead < 1
+
+
 def test_differences_are_paired() -> None:
     rng = np.random.default_rng(0)
     chance_PK = rng.random((PROBLEMS, 5))

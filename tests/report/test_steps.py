@@ -54,6 +54,12 @@ def test_steps_of_few_rows_cost_as_the_fewest_that_were_seen() -> None:
     assert times.seconds(1, 100) <= 3
 
 
+def test_many_steps_say_more_than_one() -> None:
+    few = observed([4], [100], [3.0], steps=1)
+    found_B, per_context = fit(pa.concat_tables([observed([4], [100], [1.0], steps=100), few]))
+    assert StepTimes(found_B, per_context).seconds(4, 400) == pytest.approx(1, rel=0.05)
+
+
 def test_throughput_counts_starts() -> None:
     times = StepTimes(np.full(5, 0.5), 0.01, start=2.0, tokens=3.0)
     step = 0.5 + 0.01 * 4 * 50

@@ -6,6 +6,9 @@ from retort.report.metrics import VoteGroup
 from retort.report.tally import Tally, check_comparable, common_version, tally
 from retort.store import Run
 
+from .conftest import timing
+from .test_choices import scored
+
 MakeRun = Callable[..., Run]
 
 RIGHT = "42"
@@ -67,12 +70,39 @@ def test_partly_graded_run_names_the_command(make_run: MakeRun) -> None:
         counted(run)
 
 
+def test_a_run_killed_before_its_first_completions_is_named(make_run: MakeRun) -> None:
+    run = make_run("m", {"a": []}, grader=None)
+    with pytest.raises(ValueError, match=r"no completions yet; repeat its `retort sample`"):
+        common_version([make_run("other", OUTCOMES), run])
+
+
 def test_run_without_timing(make_run: MakeRun) -> None:
     run = make_run("m", OUTCOMES)
     for part in run.timing.part_files():
         part.unlink()
     with pytest.raises(ValueError, match="no decode times"):
         counted(run)
+
+
+def test_clocks_are_read_as_they_were_written(make_run: MakeRun) -> None:
+    run = make_run("m", OUTCOMES)
+    scored(run, "judge", lambda i: [0.5], "probability")
+    newer = timing(1000) | {"starts": 10, "start_seconds": 2.0, "look": 3}
+    with run.lock():
+        run.timing.append([newer | {"verifications": 4, "accepted": 6}])
+        run.scoring("judge").append([{"completions": 5, "seconds": 1.0}] * 2)
+    result = counted(run)
+    assert result.times is not None
+    assert (result.times.start, result.times.tokens, result.times.look) == (0.2, 2.5, 3)
+    assert result.scoring_seconds == {"judge": 0.2}
+    assert result.decode_seconds == 20
+    assert result.rows == 100  # 10,000 tokens in 100 steps
+
+
+def test_scores_that_were_not_timed_have_no_seconds(make_run: MakeRun) -> None:
+    run = make_run("m", OUTCOMES)
+    scored(run, "judge", lambda i: [0.5], "probability")
+    assert counted(run).scoring_seconds == {}
 
 
 def test_answer_with_two_verdicts(make_run: MakeRun) -> None:

@@ -14,6 +14,7 @@ from retort.data.problems import load as load_problems
 from retort.grade import GRADER_VERSION, ballots
 from retort.grade import run as grading
 from retort.grade.run import grade
+from retort.model.cost import decode_bytes, decode_flops
 from retort.recipe import SampleRecipe, load
 from retort.sample import memory
 from retort.sample import run as runs
@@ -158,6 +159,11 @@ def test_manifest_tells_what_the_run_is(settings: list[str]) -> None:
     assert manifest["model"]["parameters"] == retort.load(manifest["model"]["folder"]).size
     assert manifest["versions"]["retort"] == retort.__version__
     assert manifest["identity"]["dtype"] == "float32"
+    config, token = retort.load(manifest["model"]["folder"]).config, manifest["model"]["token"]
+    flops = token["flops"] + 7 * token["flops_per_context"]
+    assert flops == decode_flops(config, 7).total
+    moved = token["weight_bytes"] + 3 * (token["row_bytes"] + 7 * token["bytes_per_context"])
+    assert moved == decode_bytes(config, batch=3, context=7, dtype_bytes=4).total
     named = Run.open(sample(recipe(settings, "name=student"))).manifest
     assert named["name"] == "student"
 

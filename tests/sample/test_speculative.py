@@ -132,6 +132,9 @@ def test_the_model_as_its_own_draft_is_always_right(decoder: Decoder) -> None:
     # One token comes from the prompt, and five of each round.
     assert engine.timing.decode_steps == 3
     assert (engine.timing.verifications, engine.timing.accepted) == (3, 12)
+    log = engine.log.take()
+    assert sum(spent.steps for spent in log.values()) == 3
+    assert {rows for rows, _ in log} == {1}
 
 
 # Sampled: the model's own distribution

@@ -42,6 +42,9 @@ def test_scores_beside_the_completions(run: Run, make_model: Make) -> None:
     assert [len(found["a", i]) for i in range(6)] == [2, 1, 4, 0, 2, 2]
     assert found["a", 0] == found["a", 4] != found["b", 0]
     assert run.score_names() == ["rlhflow"]
+    timing = run.scoring("rlhflow").read().to_pylist()
+    assert sum(row["completions"] for row in timing) == 12
+    assert all(row["seconds"] > 0 for row in timing)
 
 
 def test_scorer_json(run: Run, make_model: Make) -> None:

@@ -129,7 +129,8 @@ class Decoder(nn.Module):
 
         With a `state` the call continues from it and updates it in place. Without one,
         `document_BT` gives each token's document: neither attention nor state crosses from one to
-        the next, and negative ids are padding. With a state, only padding may be told (0 and -1).
+        the next, and negative ids are padding. Documents lie one behind the other, so no id comes
+        back in a row. With a state, only padding may be told (0 and -1).
         Raises ValueError when the state has no room for the tokens.
         """
         return self.lm_head(self.hidden(ids_BT, state, document_BT))

@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retort.report.tally import Tally
-from retort.store import SCORER, Run
+from retort.report.tally import Tally, scale
+from retort.store import Run
 from retort.tables import Table
 
 Verdict = Literal["right", "wrong", "no answer", "cut off"]
@@ -187,8 +187,7 @@ def _rows(table: Table, columns: list[str], ids: Sequence[str], samples: int) ->
 
 
 def _scores(run: Run, name: str, ids: Sequence[str], samples: int) -> dict[Key, tuple[float, ...]]:
-    path = run.folder / f"scores-{name}" / SCORER
-    logits = json.loads(path.read_bytes())["scale"] == "logit"  # the tally has checked the file
+    logits = scale(run, name) == "logit"
     rows = _rows(run.scores(name), ["scores"], ids, samples)
     return {key: tuple(_probability(x, logits) for x in row["scores"]) for key, row in rows.items()}
 

@@ -1,22 +1,16 @@
 """Votes counted along orders of a problem's samples, in compiled loops: a run of a million
 completions is gone through some hundred million times.
 
-The code is kept on disk beside the source or, where that cannot be written, in the user's cache
-folder (NUMBA_CACHE_DIR names another).
-
 Shape suffixes: N samples, R orders of them, K numbers of samples, G vote groups, V numbers of
 votes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
-
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from retort.report.jit import compiled
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -26,14 +20,7 @@ Bools = NDArray[np.bool_]
 TIE_TOLERANCE = 1e-12
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    dispatcher: Any = njit(nogil=True)(function)
-    with suppress(RuntimeError):  # no folder can be written: it is compiled anew at every start
-        dispatcher.enable_caching()
-    return dispatcher
-
-
-@_compiled
+@compiled
 def share_right(count_G: Ints, weight_G: Floats, right_G: Bools) -> float:
     """The share of the heaviest answers that are right; 0 where nothing voted."""
     most = 0.0
@@ -48,7 +35,7 @@ def share_right(count_G: Ints, weight_G: Floats, right_G: Bools) -> float:
     return right / max(heaviest, 1)
 
 
-@_compiled
+@compiled
 def shares_right(
     order_RN: Ints, group_N: Ints, weight_N: Floats, right_G: Bools, k_K: Ints
 ) -> Floats:
@@ -71,7 +58,7 @@ def shares_right(
     return share_KR
 
 
-@_compiled
+@compiled
 def stopped_early(
     order_RN: Ints,
     group_N: Ints,

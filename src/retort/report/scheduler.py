@@ -9,17 +9,15 @@ Shape suffixes: N completions, P problems, S slots, B rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 
+from retort.report.jit import compiled
 from retort.report.metrics import Floats
 from retort.report.samples import KEYS, Ints
 from retort.report.steps import StepTimes
@@ -60,14 +58,7 @@ def lengths(completions: pa.Table) -> tuple[Lengths, ...]:
     )
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    dispatcher: Any = njit(nogil=True)(function)
-    with suppress(RuntimeError):  # no folder can be written: it is compiled anew at every start
-        dispatcher.enable_caching()
-    return dispatcher
-
-
-@_compiled
+@compiled
 def through_slots(
     steps_N: Ints, prompt_N: Ints, slots: int, look: int, by_rows_B: Floats, per_context: float
 ) -> float:

@@ -112,9 +112,15 @@ def tally(run: Run, version: str, aggregate: Aggregate = "last") -> Tally:
 def common_version(runs: Sequence[Run]) -> str:
     """The newest grader version that has judged every run.
 
-    Raises ValueError that names a run without verdicts, or says that no version judged all.
+    Raises ValueError that names a run without completions or verdicts, or says that no version
+    judged all.
     """
     for run in runs:
+        if not run.completions.rows():
+            raise ValueError(
+                f"{run.folder} holds no completions yet; repeat its `retort sample` command "
+                "(docs/sampling.md#stopping-and-going-on)"
+            )
         if not run.verdict_versions():
             raise ValueError(
                 f"{run.folder} is not graded; run `retort grade {run.folder}` (docs/grading.md)"
@@ -208,7 +214,7 @@ def _scores(run: Run, completions: pa.Table, aggregate: Aggregate) -> dict[str, 
     """One score for each of these completions, by scorer, checked to be all there."""
     found = {}
     for name in run.score_names():
-        values = aggregated(run.scores(name).read(), aggregate, _scale(run, name))
+        values = aggregated(run.scores(name).read(), aggregate, scale(run, name))
         scored = values.join(completions.select(KEYS), KEYS, join_type="left semi")
         if missing := completions.num_rows - scored.num_rows:
             raise ValueError(
@@ -219,7 +225,7 @@ def _scores(run: Run, completions: pa.Table, aggregate: Aggregate) -> dict[str, 
     return found
 
 
-def _scale(run: Run, name: str) -> Scale:
+def scale(run: Run, name: str) -> Scale:
     """What the scores of a scorer are. Raises ValueError where its description is damaged."""
     path = run.folder / f"scores-{name}" / SCORER
     try:
