@@ -106,6 +106,34 @@ def test_difficulties_are_drawn_evenly() -> None:
     assert all(150 < counts.count(steps) < 250 for steps in (2, 3, 4))
 
 
+@pytest.mark.parametrize("reach", [1, 2, 5])
+def test_nothing_is_derived_from_beyond_the_reach(reach: int) -> None:
+    found = [back for example in within(reach) for back in distances(example.question)]
+    assert max(found) == reach
+    assert min(found) == 1
+
+
+def test_answers_within_a_reach_follow_from_the_questions() -> None:
+    for example in within(2):
+        assert example.answer == str(answer_of(example.question))
+
+
+def within(reach: int) -> list[Example]:
+    return list(islice(examples("train", 0, (2, 20), reach), 100))
+
+
+def distances(question: str) -> list[int]:
+    """How many statements back each name stands that a statement derives from."""
+    *statements, _ = re.findall(r"[^.?]+[.?]", re.sub(r"\b\d+\. ", "", question))
+    names = [statement.split()[0] for statement in statements]
+    return [
+        i - names.index(word)
+        for i, statement in enumerate(statements)
+        for word in re.findall(r"\w+", statement)[1:]
+        if word in names
+    ]
+
+
 def test_same_arguments_same_examples() -> None:
     first = list(islice(examples("train", 5, (1, 4)), 20))
     assert list(islice(examples("train", 5, (1, 4)), 20)) == first

@@ -2,7 +2,8 @@
 
 A problem lists quantities, each derived from earlier ones, and asks for the last of them.
 Its solution derives them one by one in the paper's format: steps separated by blank lines and
-a closing "The final answer is N". The number of derived quantities is the difficulty.
+a closing "The final answer is N". The number of derived quantities is the difficulty, and `reach`
+how far back one may look for what it derives from: how long to think and how much to remember.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ class Quantity:
 
 
 def examples(
-    split: Literal["train", "test"], seed: int, difficulty: tuple[int, int]
+    split: Literal["train", "test"],
+    seed: int,
+    difficulty: tuple[int, int],
+    reach: int | None = None,
 ) -> Iterator[Example]:
     """Endless examples, the same for the same arguments on every machine.
 
@@ -53,7 +57,7 @@ def examples(
     """
     index = 0
     while True:
-        example = make(random.Random(f"{seed}:{index}"), difficulty)
+        example = make(random.Random(f"{seed}:{index}"), difficulty, reach)
         index += 1
         if is_test(example.question) == (split == "test"):
             yield example
@@ -65,14 +69,17 @@ def is_test(question: str) -> bool:
     return int.from_bytes(digest, "big") < TEST_SHARE * 2**32
 
 
-def make(rng: random.Random, difficulty: tuple[int, int]) -> Example:
-    """One example with a number of derived quantities drawn evenly from the difficulty range."""
+def make(rng: random.Random, difficulty: tuple[int, int], reach: int | None = None) -> Example:
+    """One example with a number of derived quantities drawn evenly from the difficulty range.
+
+    Each is derived from the last `reach` quantities, or from any when that is None.
+    """
     steps = rng.randint(*difficulty)
     names = rng.sample(NAMES, steps + 1)
     item = rng.choice(ITEMS)
     chain = [_given(rng, names[0], item)]
     for name in names[1:]:
-        chain.append(_derived(rng, name, item, chain))
+        chain.append(_derived(rng, name, item, chain if reach is None else chain[-reach:]))
     last = chain[-1]
     statements = " ".join(f"{i}. {quantity.statement}" for i, quantity in enumerate(chain, 1))
     workings = "\n\n".join(f"{i}. {quantity.working}" for i, quantity in enumerate(chain, 1))
@@ -89,18 +96,18 @@ def _given(rng: random.Random, name: str, item: str) -> Quantity:
     return Quantity(name, value, sentence, sentence)
 
 
-def _derived(rng: random.Random, name: str, item: str, chain: list[Quantity]) -> Quantity:
-    """A quantity derived from the one before it, or now and then from any earlier one."""
-    base = chain[-1] if rng.random() < 0.75 else rng.choice(chain)
+def _derived(rng: random.Random, name: str, item: str, known: list[Quantity]) -> Quantity:
+    """A quantity derived from the last known one, or now and then from any of them."""
+    base = known[-1] if rng.random() < 0.75 else rng.choice(known)
     relations = (_more, _fewer, _times, _half, _together)
     for relation in rng.sample(relations, len(relations)):
-        found = relation(rng, item, base, chain)
+        found = relation(rng, item, base, known)
         if found is not None and LEAST <= found.value <= LARGEST:
             claim = f"{name} has {found.claim}"
             result = f"{found.working} = {found.value}. So {name} has {found.value} {item}."
             working = f"{claim}. That is {result}"
             return Quantity(name, found.value, f"{claim}.", working)
-    return _derived(rng, name, item, chain)
+    return _derived(rng, name, item, known)
 
 
 @dataclass(frozen=True)
@@ -115,13 +122,13 @@ class Relation:
     value: int
 
 
-def _more(rng: random.Random, item: str, base: Quantity, chain: list[Quantity]) -> Relation | None:
+def _more(rng: random.Random, item: str, base: Quantity, known: list[Quantity]) -> Relation | None:
     by = rng.randint(11, 60)
     claim = f"{by} more {item} than {base.name}"
     return Relation(claim, _added(base.value, by), base.value + by)
 
 
-def _fewer(rng: random.Random, item: str, base: Quantity, chain: list[Quantity]) -> Relation | None:
+def _fewer(rng: random.Random, item: str, base: Quantity, known: list[Quantity]) -> Relation | None:
     by = rng.randint(11, 60)
     claim = f"{by} fewer {item} than {base.name}"
     after_tens = base.value - by // 10 * 10
@@ -129,7 +136,7 @@ def _fewer(rng: random.Random, item: str, base: Quantity, chain: list[Quantity])
     return Relation(claim, working, base.value - by)
 
 
-def _times(rng: random.Random, item: str, base: Quantity, chain: list[Quantity]) -> Relation | None:
+def _times(rng: random.Random, item: str, base: Quantity, known: list[Quantity]) -> Relation | None:
     by = rng.randint(2, 4)
     tens, ones = base.value // 10 * 10, base.value % 10
     claim = f"{by} times as many {item} as {base.name}"
@@ -137,7 +144,7 @@ def _times(rng: random.Random, item: str, base: Quantity, chain: list[Quantity])
     return Relation(claim, working, by * base.value)
 
 
-def _half(rng: random.Random, item: str, base: Quantity, chain: list[Quantity]) -> Relation | None:
+def _half(rng: random.Random, item: str, base: Quantity, known: list[Quantity]) -> Relation | None:
     if base.value % 2:
         return None
     tens, ones = base.value // 10 * 10, base.value % 10
@@ -147,9 +154,9 @@ def _half(rng: random.Random, item: str, base: Quantity, chain: list[Quantity]) 
 
 
 def _together(
-    rng: random.Random, item: str, base: Quantity, chain: list[Quantity]
+    rng: random.Random, item: str, base: Quantity, known: list[Quantity]
 ) -> Relation | None:
-    others = [quantity for quantity in chain if quantity is not base]
+    others = [quantity for quantity in known if quantity is not base]
     if not others:
         return None
     other = rng.choice(others)

@@ -70,7 +70,7 @@ def worked(problem: Problem) -> str:
 
 def _arithmetic(spec: Arithmetic) -> list[Problem]:
     distinct: dict[str, Problem] = {}
-    for example in arithmetic.examples(spec.split, spec.seed, spec.difficulty):
+    for example in arithmetic.examples(spec.split, spec.seed, spec.difficulty, spec.reach):
         problem = _problem(example.question, example.answer, example.solution)
         distinct.setdefault(problem.id, problem)
         if len(distinct) == spec.count:

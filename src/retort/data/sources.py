@@ -56,7 +56,8 @@ class ArithmeticRows:
 
     def _row(self, index: int) -> Row | None:
         spec = self.spec
-        example = arithmetic.make(random.Random(f"{spec.seed}:{index}"), spec.difficulty)
+        rng = random.Random(f"{spec.seed}:{index}")
+        example = arithmetic.make(rng, spec.difficulty, spec.reach)
         if arithmetic.is_test(example.question) != (spec.split == "test"):
             return None
         return Row(str(index), _solved(self.prompt, example.question, example.solution))

@@ -39,7 +39,7 @@ ModelFolder = Annotated[Path, BeforeValidator(_bundled)]
 
 Prompt = Annotated[str, AfterValidator(_has_question)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Difficulty = Annotated[int, Field(ge=1, le=12)]
+Difficulty = Annotated[int, Field(ge=1, le=20)]
 
 
 class Frozen(BaseModel):

@@ -11,13 +11,18 @@ from retort.recipe.base import PAPER_PROMPT, Difficulty, Frozen, Prompt
 
 
 class Arithmetic(Frozen):
-    """Procedural word problems; `difficulty` is the least and the largest number of steps."""
+    """Procedural word problems; `difficulty` is the least and the largest number of steps.
+
+    A step builds on the last `reach` quantities: the fewer, the less there is to remember. Without
+    it, on any of them.
+    """
 
     kind: Literal["arithmetic"]
     split: Literal["train", "test"] = "test"
     count: PositiveInt = 100
     seed: NonNegativeInt = 0
     difficulty: tuple[Difficulty, Difficulty] = (3, 6)
+    reach: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
