@@ -1,7 +1,7 @@
 """`retort demo`: the whole way, from the bundled teacher to a report, on a laptop's CPU.
 
 Two students are distilled side by side, each in a process of its own with one thread: small
-matrices gain nothing from more, and threads that wait for a busy core lose a great deal. Then all
+matrices gain little from more, and threads that wait for a busy core lose a great deal. Then all
 three models answer the same problems, one after the other, so that their speeds compare; and a
 verifier on the pure student's backbone, which learns from its answers to other problems, scores all
 that they have answered.
@@ -47,6 +47,8 @@ from retort.train.stopping import stop_requests
 STUDENTS = ("pure", "hybrid")
 BACKBONE = "pure"
 POLL_SECONDS = 0.5
+THREADS = 2
+"""For decoding, at most: more gain nothing on models this small."""
 
 
 def demo(out: Path) -> Curves:
@@ -54,7 +56,7 @@ def demo(out: Path) -> Curves:
 
     Raises ValueError when a step cannot be done, with the reason that step gave.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(min(torch.get_num_threads(), THREADS))
     students = {name: out / "models" / name for name in STUDENTS}
     _distill_all([_Distillation(name, folder) for name, folder in students.items()])
     runs = [_sample("sample", "teacher", "bundled", out)]

@@ -97,7 +97,7 @@ def stepper(mixer: str, kind: str, world: World, tied: bool, **settings: Any) ->
 
 def rows_of(batch: Batch, world: World) -> Batch:
     mine = world.share(4)
-    return Batch(*(tensor[mine.start : mine.stop] for tensor in batch))
+    return Batch(*(tensor[mine.start : mine.stop] for tensor in batch[:3]))
 
 
 def full_tensors(student: Decoder) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import retort
 from retort.data.ahead import Ahead
 from retort.data.chat import load_tokenizer, train_tokenizer
-from retort.data.packing import Batch
+from retort.data.packing import Batch, Rows
 from retort.metrics import read_metrics
 from retort.model import weights
 from retort.model.config import ATTENTION, LINEAR
@@ -97,6 +97,17 @@ def test_a_run_learns_and_transformers_reads_what_it_leaves(tmp_path: Path) -> N
     with torch.no_grad():
         wanted = theirs(ids_BT).logits
     torch.testing.assert_close(retort.load(out)(ids_BT), wanted, rtol=0, atol=1e-5)
+
+
+def test_a_teacher_that_reads_ahead_changes_nothing(
+    tmp_path: Path, teacher: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing_beforehand(ahead: Ahead, rows: Rows, finish: object) -> None:
+        made(ahead, rows)
+
+    made = Ahead.__init__
+    monkeypatch.setattr(Ahead, "__init__", nothing_beforehand)
+    assert_same_run(loop.distill(hybrid(tmp_path / "student", teacher)), undisturbed)
 
 
 def test_what_is_recorded_of_a_step(teacher: Path) -> None:

@@ -14,7 +14,7 @@ from retort.model.config import ATTENTION, LINEAR
 from retort.model.decoder import Decoder
 from retort.model.transplant import transplant
 from retort.recipe import Distill, HiddenStates, MixingMatrices, Objective, Supervised
-from retort.train.objectives import count, evaluate, replaced_layers, trainable
+from retort.train.objectives import count, evaluate, replaced_layers, teach, trainable
 
 MakeDecoder = Callable[..., Decoder]
 
@@ -59,6 +59,26 @@ def documents_of(packed: Batch) -> list[Tensor]:
     """Each document alone, ids_1T."""
     rows = zip(packed.ids_BT, packed.document_BT, strict=True)
     return [ids[n == i][None] for ids, n in rows for i in range(int(n.max()) + 1)]
+
+
+# ---------------------------------------------------------------- what is done beforehand
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=NAMES)
+def test_a_teacher_may_have_read_a_batch_before(
+    student: Decoder, teacher: Decoder, objective: Objective
+) -> None:
+    """The loss is the same, in micro-batches too, and the teacher is not asked again."""
+    packed = batch(PACKED)
+    wanted = evaluate(student, teacher, packed, objective).sum
+    ready = teach(teacher, packed, objective)
+    silent = deepcopy(teacher)
+    silent.model.embed_tokens.weight.data.zero_()  # the head is another tensor
+    found = evaluate(student, silent, ready, objective).sum
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    parts = [evaluate(student, silent, part, objective).sum for part in ready.split(2)]
+    torch.testing.assert_close(torch.stack(parts).sum(), wanted)
+    assert not any(tensor.requires_grad for tensor in ready.taught)
 
 
 # ---------------------------------------------------------------- nothing to learn
@@ -149,7 +169,7 @@ def test_padding_does_not_count_in_mixing_matrices(teacher: Decoder, student: De
     padded = Batch(
         *(
             torch.nn.functional.pad(x, (0, 4), value=v)
-            for x, v in zip(short, (0, -1, 0), strict=True)
+            for x, v in zip(short[:3], (0, -1, 0), strict=True)
         )
     )
     alone, behind = (evaluate(student, teacher, rows, MATRICES) for rows in (short, padded))

@@ -83,7 +83,7 @@ def batch() -> Batch:
 
 def test_the_students_words_stand_in_for_the_data(student: Decoder, batch: Batch) -> None:
     found = answered(student, batch, OnPolicy(max_tokens=6, temperature=GREEDY), 0, 0)
-    for tensor, before in zip(found, batch, strict=True):
+    for tensor, before in zip(found[:3], batch[:3], strict=True):
         assert tensor.shape == before.shape
         assert tensor.dtype == before.dtype
     for i, prompt in enumerate(PROMPTS):
@@ -128,13 +128,15 @@ def test_what_asks_nothing_stays_as_it_is(student: Decoder) -> None:
     assert written(found, 0, 0) == (text[0], text[0][1:])
     assert written(found, 0, 1) == ([1, 2, *answer], answer)
     assert written(found, 0, 2) == (silent[0], [])
-    for tensor, before in zip(found, batch, strict=True):
+    for tensor, before in zip(found[:3], batch[:3], strict=True):
         assert torch.equal(tensor[1], before[1])
 
 
 def test_a_batch_that_asks_nothing_is_not_changed(student: Decoder) -> None:
     batch = batch_of(9, [([9] * 4, [True] * 4)], [])
-    for tensor, before in zip(answered(student, batch, OnPolicy(), 0, 0), batch, strict=True):
+    for tensor, before in zip(
+        answered(student, batch, OnPolicy(), 0, 0)[:3], batch[:3], strict=True
+    ):
         assert torch.equal(tensor, before)
 
 
@@ -164,8 +166,8 @@ def test_answers_do_not_depend_on_their_neighbours(student: Decoder, batch: Batc
     settings = OnPolicy(max_tokens=6, temperature=1.5)
     found = answered(student, batch, settings, 3, 5)
     again = answered(student, batch, settings, 3, 5)
-    rows = [answered(student, part, settings, 3, 5) for part in batch.split(1)]
-    for tensor, same, *alone in zip(found, again, *rows, strict=True):
+    rows = [answered(student, part, settings, 3, 5)[:3] for part in batch.split(1)]
+    for tensor, same, *alone in zip(found[:3], again[:3], *rows, strict=True):
         assert torch.equal(tensor, same)
         assert torch.equal(tensor, torch.cat(alone))
     for seed, step in ((3, 6), (4, 5)):

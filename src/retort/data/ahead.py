@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,11 +25,12 @@ class Ahead:
     """The same batches as those of `rows`, each made in a thread while the one before it is used.
 
     What it says of itself is as of the batch that was handed out last, so it can be saved and
-    resumed like the rows themselves. Used in a `with` statement, which ends the thread.
+    resumed like the rows themselves. `finish` is what else the thread does to a batch. Used in a
+    `with` statement, which ends the thread.
     """
 
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
+    def __init__(self, rows: Rows, finish: Callable[[Batch], Batch] = lambda batch: batch) -> None:
+        self._rows, self._finish = rows, finish
         self._last = self._made()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rows")
         self._next = self._start()
@@ -69,7 +71,7 @@ class Ahead:
         return self._last.dropped
 
     def _start(self) -> Future[tuple[Batch, _Made]]:
-        return self._pool.submit(lambda: (self._rows.batch(), self._made()))
+        return self._pool.submit(lambda: (self._finish(self._rows.batch()), self._made()))
 
     def _made(self) -> _Made:
         rows = self._rows

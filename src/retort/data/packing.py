@@ -31,21 +31,30 @@ PADDING = -1
 class Batch(NamedTuple):
     """Rows of documents. `learn_BT` is true where the token that FOLLOWS is to be learnt.
 
-    `document_BT` numbers the documents of each row and is negative on padding.
+    `document_BT` numbers the documents of each row and is negative on padding. `taught` are the
+    hidden states (BTD) that a teacher has found already, if any.
     """
 
     ids_BT: Tensor
     document_BT: Tensor
     learn_BT: Tensor
+    taught: tuple[Tensor, ...] = ()
 
     def to(self, device: torch.device) -> Self:
         """The same batch on a device."""
-        return type(self)(*(tensor.to(device, non_blocking=True) for tensor in self))
+        return self._of([tensor.to(device, non_blocking=True) for tensor in self._tensors()])
 
     def split(self, rows: int) -> Iterator[Self]:
         """Micro-batches of at most `rows` rows."""
-        for parts in zip(*(tensor.split(rows) for tensor in self), strict=True):
-            yield type(self)(*parts)
+        for parts in zip(*(tensor.split(rows) for tensor in self._tensors()), strict=True):
+            yield self._of(parts)
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return (*self[:3], *self.taught)
+
+    def _of(self, tensors: Sequence[Tensor]) -> Self:
+        ids_BT, document_BT, learn_BT, *taught = tensors
+        return type(self)(ids_BT, document_BT, learn_BT, tuple(taught))
 
 
 class Dropped(NamedTuple):
@@ -85,7 +94,8 @@ class Rows:
         Raises ValueError when too many rows of a source, one after another, are of no use.
         """
         packed = [lane.row() for lane in self.lanes]
-        return Batch(*(torch.stack(column) for column in zip(*packed, strict=True)))
+        ids_BT, document_BT, learn_BT = (torch.stack(each) for each in zip(*packed, strict=True))
+        return Batch(ids_BT, document_BT, learn_BT)
 
     def state(self) -> dict[str, Any]:
         """All there is to resume from, as plain JSON, for each row of this process."""

@@ -8,6 +8,7 @@ command continues a run that was stopped, on any number of processes.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from retort import console
 from retort.data.ahead import Ahead
 from retort.data.mixture import open_data
-from retort.data.packing import Rows
+from retort.data.packing import Batch, Rows
 from retort.model.decoder import Decoder
 from retort.recipe import Distill, DistillRecipe, Fresh, Stage
 from retort.store import locked
@@ -33,6 +34,7 @@ from retort.train.folder import (
     keep_tokenizer,
     work_folder,
 )
+from retort.train.objectives import teach
 from retort.train.on_policy import Answered, is_on_policy, on_policy_batch
 from retort.train.parallel import Trained, note_trained, spread_student, spread_teacher, whole
 from retort.train.prepare import Job, prepare_all
@@ -173,7 +175,7 @@ class _Run:
         show = self.world.main
         bar = console.progress(stage.name, stage.steps, "steps", progress.step, show)
         data = self.world.agree(lambda: self._rows(stage))
-        with bar as advance, Ahead(data) as rows:
+        with bar as advance, Ahead(data, self._taught_ahead(stage)) as rows:
             self._evaluate(stage)  # which a signal may have cut short
             while progress.step < stage.steps:
                 asked = time.perf_counter()
@@ -191,6 +193,17 @@ class _Run:
         job, progress = self.job, self.state.progress
         data = open_data(stage.data, job.tokenizer, job.recipe.seed + progress.stage, job.against)
         return Rows(data, stage.rows, stage.length, self.world.share(stage.rows), progress.data)
+
+    def _taught_ahead(self, stage: Stage) -> Callable[[Batch], Batch]:
+        """What the thread that makes rows does with a batch: on a CPU it has the teacher read them,
+        for which another core may be free. GPUs are busy, and processes must keep in step.
+        """
+        alone = self.world.device.type == "cpu" and self.world.mesh is None
+        objective, teacher = stage.objective, self.teacher
+        own_answers = isinstance(objective, Distill) and objective.on_policy is not None
+        if teacher is None or not alone or own_answers:
+            return lambda batch: batch
+        return lambda batch: teach(teacher, batch, objective)
 
     def _drawn(self, stage: Stage, rows: Ahead) -> Answered:
         """This process's rows of the next step, with the student's own answers where asked for."""

@@ -63,6 +63,22 @@ def evaluate(
             return distill(student, teacher, batch, objective)
 
 
+@torch.no_grad()
+def teach(teacher: Decoder, batch: Batch, objective: Objective) -> Batch:
+    """The batch with the teacher's hidden states that an objective compares with: what goes into
+    each block and comes out of the last one, or, to distill from, what goes into the head.
+    """
+    match objective:
+        case MixingMatrices() | HiddenStates():
+            found = teacher.hidden_states(batch.ids_BT, batch.document_BT)
+            return batch._replace(taught=tuple(found))
+        case Distill():
+            found = [teacher.hidden(batch.ids_BT, None, batch.document_BT)]
+            return batch._replace(taught=tuple(found))
+        case Supervised():
+            return batch
+
+
 def mixing_matrices(
     student: Decoder,
     teacher: Decoder,
@@ -74,7 +90,7 @@ def mixing_matrices(
     the student's mixing matrices, given the teacher's hidden states; a mean over heads, summed
     over replaced layers and rows.
     """
-    inputs = _teacher_states(teacher, batch)
+    inputs = _taught(teacher, batch, settings)
     context = student.context(batch.ids_BT, None, batch.document_BT)
     valid_B1T1 = (batch.document_BT >= 0)[:, None, :, None]  # nothing to imitate among padding
 
@@ -94,7 +110,7 @@ def hidden_states(student: Decoder, teacher: Decoder, batch: Batch, settings: Hi
     """MOHAWK stage 2 (arXiv 2408.10189): the L2 distance between each replaced block's output and
     the teacher's, given the teacher's input to that block; or between the mixers' outputs alone.
     """
-    inputs = _teacher_states(teacher, batch)
+    inputs = _taught(teacher, batch, settings)
     context = student.context(batch.ids_BT, None, batch.document_BT)
     valid_BT = batch.document_BT >= 0
     parts = {}
@@ -118,8 +134,7 @@ def distill(student: Decoder, teacher: Decoder, batch: Batch, settings: Distill)
     are: the distributions are then those over the tokens that both have.
     """
     student_MD = _learnt(student, batch)
-    with torch.no_grad():
-        teacher_MD = _learnt(teacher, batch)
+    teacher_MD = _taught(teacher, batch, settings)[-1][batch.learn_BT]
     width = min(student.config.vocab_size, teacher.config.vocab_size)
     heads = _first(student.lm_head.weight, width), _first(teacher.lm_head.weight, width)
     kl = divergence_sum(
@@ -161,9 +176,8 @@ def replaced_layers(student: Decoder) -> list[int]:
     return [i for i, name in enumerate(student.config.layer_types) if name == LINEAR]
 
 
-@torch.no_grad()
-def _teacher_states(teacher: Decoder, batch: Batch) -> list[Tensor]:
-    return teacher.hidden_states(batch.ids_BT, batch.document_BT)
+def _taught(teacher: Decoder, batch: Batch, objective: Objective) -> tuple[Tensor, ...]:
+    return batch.taught or teach(teacher, batch, objective).taught
 
 
 def _learnt(decoder: Decoder, batch: Batch) -> Tensor:

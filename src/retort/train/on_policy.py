@@ -73,7 +73,7 @@ def on_policy_batch(
     Args:
         batch: rows of any device; what is returned is on the same one, and of the same shape.
     """
-    rows = [list(_pieces(*row)) for row in zip(*(t.tolist() for t in batch), strict=True)]
+    rows = [list(_pieces(*row)) for row in zip(*(t.tolist() for t in batch[:3]), strict=True)]
     asked = [piece for row in rows for piece in row if piece.prompt]
     prompts = [piece.ids[: piece.prompt] for piece in asked]
     length = batch.ids_BT.shape[1]
@@ -81,7 +81,8 @@ def on_policy_batch(
     written = [[next(answers) if piece.prompt else piece for piece in row] for row in rows]
     fitting = [_fitting(row, length) for row in written]
     columns = zip(*(_packed(row, length) for row in fitting), strict=True)
-    made = Batch(*(torch.stack(column) for column in columns)).to(batch.ids_BT.device)
+    ids_BT, document_BT, learn_BT = (torch.stack(column) for column in columns)
+    made = Batch(ids_BT, document_BT, learn_BT).to(batch.ids_BT.device)
     return Answered(made, sum(map(len, written)) - sum(map(len, fitting)))
 
 
