@@ -30,7 +30,7 @@ from retort.train.loop import distill
 
 STUDENTS = ("pure", "native", "hybrid")
 BACKBONE = "pure"
-LENGTHS = 112, 325, 64
+LENGTHS = 137, 267, 64
 """Tokens of a prompt and of a completion, and steps of them that are measured."""
 BATCHES, REPEATS = (1, 4, 16, 64, 256), 3
 
