@@ -16,18 +16,13 @@ from retort.model import weights
 from retort.model.decoder import Decoder
 from retort.model.devices import fast_dtype, open_device
 from retort.recipe import SampleRecipe
-from retort.sample.clock import StepLog, Timing
 from retort.sample.engine import Decode, Engine
 from retort.sample.memory import auto_slots
 from retort.sample.speculative import Speculative, load_draft
-from retort.sample.tokens import SamplingParams
-from retort.sample.work import Portion, Work, portions
+from retort.sample.work import Portion, Work, params_of, portions
 
 PROMPT_TOKENS = 1024
 """What `slots: auto` reckons with for a prompt; workers open their models before they see any."""
-
-WARM_TOKENS = 4
-"""Of a prompt, and of each completion of it, that an engine begins with."""
 
 
 class Crew(Protocol):
@@ -55,23 +50,14 @@ class Alone:
 
     def sample(self, work: Sequence[Work]) -> Iterator[Portion]:
         """All of the work, a completion at a time."""
+        self.engine.warm(params_of(self.recipe.sampling))
         return portions(self.engine, self.recipe.sampling, work)
 
 
 def open_engine(recipe: SampleRecipe) -> Engine:
     """The recipe's model in an engine, with its draft if it has one. Raises ValueError for folders
     or a device that do not work here.
-
-    It has sampled a few tokens, so that no clock of a run counts the compiling of kernels.
     """
-    engine = _cold(recipe)
-    few = recipe.sampling.model_copy(update={"n": 2, "max_tokens": WARM_TOKENS})
-    engine.generate([[0] * WARM_TOKENS], SamplingParams(**few.model_dump()))
-    engine.timing, engine.log = Timing(), StepLog()
-    return engine
-
-
-def _cold(recipe: SampleRecipe) -> Engine:
     open_device(recipe.device)
     dtype, tokenizer = dtype_of(recipe), load_tokenizer(recipe.model)
     decoder = weights.load(recipe.model, dtype, recipe.device)

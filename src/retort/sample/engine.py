@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -28,6 +28,9 @@ __all__ = ["Completion", "Decode", "Engine", "Finished", "Reason", "Request", "T
 
 LOOK_STEPS = 16
 """Steps of an accelerator between looks at what has finished; waiting for it each time is slow."""
+
+WARM_TOKENS = 4
+"""Of a prompt, and of each of two completions, that an engine is made warm with."""
 
 Reason = Literal["stop", "length"]
 Decode = Callable[[Sequence[int]], str]
@@ -108,6 +111,15 @@ class Engine:
                     raise
                 self.slots //= 2
                 warn(f"out of memory: going on with {self.slots} slots")
+
+    def warm(self, params: SamplingParams) -> None:
+        """Samples a few tokens, so that kernels are there before a clock counts; the clocks then
+        start from nothing.
+        """
+        few = replace(params, max_tokens=WARM_TOKENS)
+        for _ in self._run(Queue([Request([0] * WARM_TOKENS, [0, 1])]), few):
+            pass
+        self.timing, self.log = Timing(), StepLog()
 
     def _run(self, left: Queue, params: SamplingParams) -> Iterator[Finished]:
         """Completions of what is left, until memory runs out."""

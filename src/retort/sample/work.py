@@ -68,6 +68,11 @@ class Portion:
         )
 
 
+def params_of(sampling: Sampling) -> SamplingParams:
+    """What an engine is asked for; how many of each problem is for the work to say."""
+    return SamplingParams(**sampling.model_dump(exclude={"n"}))
+
+
 def portions(
     engine: Engine,
     sampling: Sampling,
@@ -78,7 +83,7 @@ def portions(
     """Samples all of the work; a portion comes when one more completion has finished and at least
     `seconds` have passed since the last.
     """
-    params = SamplingParams(**sampling.model_dump(exclude={"n"}))
+    params = params_of(sampling)
     requests = [_request(item, sampling.seed) for item in work]
     ready: list[Done] = []
     told, began = engine.timing, time.monotonic()

@@ -23,7 +23,7 @@ from retort.recipe import BUNDLED_TEACHER, SampleRecipe, parse
 from retort.sample.cluster import Cluster, connected
 from retort.sample.crew import device_name, models, open_engine
 from retort.sample.engine import Engine
-from retort.sample.work import Portion, Share, Shares, Work, portions
+from retort.sample.work import Portion, Share, Shares, Work, params_of, portions
 from retort.store import fingerprint
 
 TELL_SECONDS = 2.0
@@ -137,12 +137,14 @@ class Worker:
             for folder, known in zip(models(self.recipe), self.fingerprints, strict=True):
                 if fingerprint(folder) != known:
                     raise ValueError(f"{folder}: another model than where the run started")
-            return open_engine(self.recipe)
+            engine = open_engine(self.recipe)
         except (ValueError, OSError) as error:
             raise ValueError(
                 f"node {platform.node()}: {error} (every node reads the model from the same path) "
                 "(docs/sampling.md#many-engines-ray)"
             ) from error
+        engine.warm(params_of(self.recipe.sampling))
+        return engine
 
 
 # ------------------------------------------------------------ in the driver's process
