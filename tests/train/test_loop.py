@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -108,6 +109,28 @@ def test_a_teacher_that_reads_ahead_changes_nothing(
     made = Ahead.__init__
     monkeypatch.setattr(Ahead, "__init__", nothing_beforehand)
     assert_same_run(loop.distill(hybrid(tmp_path / "student", teacher)), undisturbed)
+
+
+@pytest.mark.parametrize(("changes", "ahead"), [({}, 3), ({"micro_rows": 1}, 0)])
+def test_a_teacher_reads_ahead_unless_rows_are_split(
+    tmp_path: Path,
+    teacher: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: Values,
+    ahead: int,
+) -> None:
+    """In the thread that makes the rows, which may be a batch further than the steps."""
+    readers: list[str] = []
+    teach = loop.teach
+
+    def watched(*asked: Any) -> Batch:
+        readers.append(threading.current_thread().name)
+        return teach(*asked)
+
+    monkeypatch.setattr(loop, "teach", watched)
+    loop.distill(hybrid(tmp_path / "student", teacher, stage("distill", 3, **changes)))
+    assert ahead <= len(readers) <= ahead + 1
+    assert all(name.startswith("rows") for name in readers)
 
 
 def test_what_is_recorded_of_a_step(teacher: Path) -> None:

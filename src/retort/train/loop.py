@@ -196,12 +196,13 @@ class _Run:
 
     def _taught_ahead(self, stage: Stage) -> Callable[[Batch], Batch]:
         """What the thread that makes rows does with a batch: on a CPU it has the teacher read them,
-        for which another core may be free. GPUs are busy, and processes must keep in step.
+        for which another core may be free. GPUs are busy, processes must keep in step, and rows
+        that are split may not fit into memory together.
         """
         alone = self.world.device.type == "cpu" and self.world.mesh is None
         objective, teacher = stage.objective, self.teacher
         own_answers = isinstance(objective, Distill) and objective.on_policy is not None
-        if teacher is None or not alone or own_answers:
+        if teacher is None or not alone or own_answers or stage.micro_rows is not None:
             return lambda batch: batch
         return lambda batch: teach(teacher, batch, objective)
 
