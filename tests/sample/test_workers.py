@@ -25,8 +25,10 @@ from retort import cli
 from retort.recipe import BUNDLED_TEACHER, SampleRecipe, load
 from retort.sample import cluster, workers
 from retort.sample.cluster import Cluster, connected, of_flags
+from retort.sample.engine import Engine
 from retort.sample.run import sample
-from retort.store import Run
+from retort.sample.tokens import SamplingParams
+from retort.store import Run, fingerprint
 
 TWO = Cluster("local", 2)
 
@@ -310,6 +312,18 @@ def test_a_worker_finds_the_model_from_anywhere(
         0, workers._told(recipe(settings, "model=bundled")), [], retort.__version__
     )
     assert bundled.recipe.model == BUNDLED_TEACHER
+
+
+def test_a_workers_engine_is_warm_when_it_is_open(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe(settings)
+    warmed: list[SamplingParams] = []
+    monkeypatch.setattr(Engine, "warm", lambda engine, params: warmed.append(params))
+    prints = [fingerprint(asked.model)]
+    worker = workers.Worker(0, workers._told(asked), prints, retort.__version__)
+    assert worker.open().slots == worker.engine.slots == 5
+    assert [params.max_tokens for params in warmed] == [10]
 
 
 @pytest.mark.parametrize(
