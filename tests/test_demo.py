@@ -64,7 +64,7 @@ def test_a_student_that_has_learnt_gets_a_verifier(
 ) -> None:
     """Copies of the teacher stand for students, which takes no training."""
 
-    def copied(students: list[Any]) -> None:
+    def copied(students: list[Any], out: Path) -> None:
         for each in students:
             if not each.folder.is_dir():
                 shutil.copytree(BUNDLED_TEACHER, each.folder)
@@ -106,11 +106,13 @@ sys.exit("no layer 99")
 
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """Has scripts take the place of distillations; they are told where to leave their files."""
+    """Has scripts take the place of distillations, and of other commands by their names; they are
+    told where to leave their files.
+    """
 
     def arrange(**scripts: str) -> None:
-        def command(sources: list[str]) -> list[str]:
-            name = Path(sources[0]).stem
+        def command(*words: str) -> list[str]:
+            name = Path(words[1]).stem if words[0] == "distill" else words[0]
             return [sys.executable, "-c", scripts[name], str(tmp_path / name)]
 
         monkeypatch.setattr(demo, "_command", command)
@@ -153,3 +155,50 @@ def test_a_demo_that_is_ended_ends_both_and_lets_them_save(
     assert files(tmp_path) == {f"{name}.{did}" for name in ("pure", "hybrid") for did in
                                ("working", "saved")}  # fmt: skip
     assert signal.getsignal(number) == before
+
+
+# ---------------------------------------------------------------- a verifier learns on a free core
+
+READY = ""
+ASKED = """
+import sys
+
+open(sys.argv[1] + ".asked", "x").close()
+"""
+UNTIL = """
+import os, sys, time
+
+while not os.path.exists(sys.argv[1].replace("pure", "{name}") + ".asked"):
+    time.sleep(0.01)
+time.sleep(1.2)
+"""
+
+
+def students(out: Path) -> list[demo._Distillation]:
+    return [demo._Distillation(name, out / "models" / name) for name in demo.STUDENTS]
+
+
+@pytest.mark.multiprocess
+def test_the_verifier_learns_while_the_other_student_is_still_trained(
+    tmp_path: Path, play: Callable[..., None]
+) -> None:
+    pure = UNTIL.format(name="verifier")
+    play(pure=pure, hybrid=READY, sample=ASKED, grade=ASKED, verifier=ASKED)
+    demo._distill_all(students(tmp_path / "demo"), tmp_path / "demo")
+    asked = [tmp_path / f"{name}.asked" for name in ("sample", "grade", "verifier")]
+    times = [path.stat().st_mtime_ns for path in asked]
+    assert times == sorted(times)
+
+
+@pytest.mark.multiprocess
+def test_a_verifier_that_fails_ahead_leaves_it_to_be_done_later(
+    tmp_path: Path, play: Callable[..., None]
+) -> None:
+    failing = ASKED + "sys.exit('no space')"
+    play(
+        pure=UNTIL.format(name="sample"), hybrid=READY, sample=failing, grade=ASKED, verifier=ASKED
+    )
+    demo._distill_all(students(tmp_path / "demo"), tmp_path / "demo")
+    assert files(tmp_path) == {"sample.asked"}
+    log = tmp_path / "demo" / "models" / "verifier.log"
+    assert log.read_text() == "no space\n"

@@ -157,6 +157,23 @@ def test_a_single_token_of_room_is_padding() -> None:
     assert placed(rows.batch()) == [Placed(1, 0, 16)]
 
 
+def test_trimmed_batches_end_with_their_longest_row() -> None:
+    document_BT = torch.tensor([[0, 0, 1, -1, -1, -1], [0, 0, 0, 0, -1, -1]])
+    ids_BT, learn_BT = torch.arange(12).view(2, 6), torch.rand(2, 6) > 0.5
+    batch = Batch(ids_BT, document_BT, learn_BT, (torch.randn(2, 6, 3),))
+    found = batch.trimmed()
+    for ours, whole in zip((*found[:3], *found.taught), (*batch[:3], *batch.taught), strict=True):
+        assert torch.equal(ours, whole[:, :4])
+        assert ours.is_contiguous()
+    assert torch.equal(found.trimmed().ids_BT, found.ids_BT)
+
+
+def test_a_batch_of_nothing_but_padding_keeps_a_token() -> None:
+    nothing_BT = torch.zeros(2, 5, dtype=torch.long)
+    batch = Batch(nothing_BT, torch.full((2, 5), -1), nothing_BT > 0)
+    assert batch.trimmed().ids_BT.shape == (2, 1)
+
+
 def test_what_is_of_no_use_is_counted_by_reason() -> None:
     rows = packed((-17, -16, FAULT, MATCH, -20))
     for i in range(3):

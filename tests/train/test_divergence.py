@@ -9,7 +9,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from retort.train import divergence
-from retort.train.divergence import Direction, cross_entropy_sum, divergence_sum
+from retort.train.divergence import (
+    Direction,
+    cross_entropy_sum,
+    distillation_sum,
+    divergence_sum,
+)
 
 TOKENS, WIDTH, VOCABULARY = 10, 6, 13
 DIRECTIONS: list[Direction] = ["forward", "reverse", "jsd"]
@@ -77,6 +82,46 @@ def test_cross_entropy_in_chunks(chunks: int) -> None:
     wanted = cross_entropy(student.log_p(1.0), target_M, reduction="sum")
     assert_same((found,), (wanted,))
     assert_same(student.gradients(found), student.gradients(wanted))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_both_at_once(chunks: int, direction: Direction, temperature: float) -> None:
+    student, teacher = Model(), Model()
+    target_M = torch.randint(VOCABULARY, (TOKENS,))
+    sides = student.h_MD, student.head_VD, teacher.h_MD.detach(), teacher.head_VD.detach()
+    kl = divergence_sum(*sides, direction, temperature)
+    ce = cross_entropy_sum(student.h_MD, student.head_VD, target_M)
+    wanted = 0.75 * kl + 0.25 * ce
+    found, *parts = distillation_sum(*sides, target_M, 0.25, direction, temperature)
+    assert not any(part.requires_grad for part in parts)
+    assert_same((found, *parts), (wanted, kl, ce))
+    assert_same(student.gradients(found), student.gradients(wanted))
+
+
+def test_both_at_once_without_gradients() -> None:
+    student, teacher = Model(), Model()
+    target_M = torch.randint(VOCABULARY, (TOKENS,))
+    sides = student.h_MD, student.head_VD, teacher.h_MD, teacher.head_VD
+    wanted = distillation_sum(*sides, target_M, 0.25)
+    with torch.no_grad():
+        assert_same(distillation_sum(*sides, target_M, 0.25), wanted)
+
+
+def test_both_at_once_make_logits_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+    logits: Callable[[Tensor, Tensor], Tensor] = divergence._logits
+
+    def noted(h_MD: Tensor, head_VD: Tensor) -> Tensor:
+        made.append(head_VD)
+        return logits(h_MD, head_VD)
+
+    monkeypatch.setattr(divergence, "_logits", noted)
+    student, teacher = Model(), Model()
+    sides = student.h_MD, student.head_VD, teacher.h_MD.detach(), teacher.head_VD.detach()
+    target_M = torch.zeros(TOKENS, dtype=torch.long)
+    student.gradients(distillation_sum(*sides, target_M, 0.5)[0])
+    assert len(made) == 2
 
 
 def test_never_more_logits_than_a_chunk(chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,11 +104,35 @@ def test_a_teacher_that_reads_ahead_changes_nothing(
     tmp_path: Path, teacher: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nothing_beforehand(ahead: Ahead, rows: Rows, finish: object) -> None:
-        made(ahead, rows)
+        made(ahead, rows, Batch.trimmed)
 
     made = Ahead.__init__
     monkeypatch.setattr(Ahead, "__init__", nothing_beforehand)
     assert_same_run(loop.distill(hybrid(tmp_path / "student", teacher)), undisturbed)
+
+
+def test_padding_that_is_cut_off_changes_nothing(
+    tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows with documents in half of them."""
+    lengths: list[int] = []
+    take = Stepper.take
+
+    def watched(stepper: Stepper, batch: Batch, waited: float) -> dict[str, Any]:
+        lengths.append(batch.ids_BT.shape[1])
+        return take(stepper, batch, waited)
+
+    monkeypatch.setattr(Stepper, "take", watched)
+    stages = (stage("hidden_states", 2, rows=1), stage("distill", 2, rows=1))
+    trimmed = loop.distill(hybrid(tmp_path / "trimmed", teacher, *stages))
+    assert max(lengths) < stages[0]["length"]
+    lengths.clear()
+    monkeypatch.setattr(Batch, "trimmed", lambda batch: batch)
+    whole = loop.distill(hybrid(tmp_path / "whole", teacher, *stages))
+    assert set(lengths) == {stages[0]["length"]}
+    for ours, wanted in zip(metrics(trimmed), metrics(whole), strict=True):
+        assert ours["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
+        assert ours["tokens"] == wanted["tokens"]
 
 
 @pytest.mark.parametrize(("changes", "ahead"), [({}, 3), ({"micro_rows": 1}, 0)])

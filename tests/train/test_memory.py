@@ -18,7 +18,16 @@ from retort.model.geometries import geometry
 from retort.model.weights import empty
 from retort.recipe import Objective, Parallel, Stage, parse
 from retort.train import divergence
-from retort.train.memory import LOGITS, LOGITS_ALONE, Memory, Setup, Sizes, memory, sizes
+from retort.train.memory import (
+    LOGITS,
+    LOGITS_ALONE,
+    LOGITS_MORE,
+    Memory,
+    Setup,
+    Sizes,
+    memory,
+    sizes,
+)
 from retort.train.objectives import trainable
 from retort.train.parallel import spread_student
 from retort.train.world import open_world
@@ -160,6 +169,26 @@ def test_logits_are_those_of_a_chunk() -> None:
     tokens = 2**28 // vocabulary
     head = vocabulary * width
     assert plan.logits == 4 * LOGITS["forward"] * vocabulary * tokens + (2 + 4) * head
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "jsd"])
+def test_chunks_of_logits_with_cross_entropy(
+    direction: Any, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(divergence, "CHUNK_ELEMENTS", 2**17)
+    tokens, width, vocabulary = 96, 8, 4096
+    h_MD, teacher_MD = torch.randn(2, tokens, width)
+    head_VD, teacher_VD = torch.randn(2, vocabulary, width)
+    h_MD.requires_grad_()
+    target_M = torch.zeros(tokens, dtype=torch.long)
+
+    def work() -> None:
+        sides = h_MD, head_VD, teacher_MD, teacher_VD
+        divergence.distillation_sum(*sides, target_M, 0.5, direction, temperature)[0].backward()
+
+    found = peak(work) / (4 * divergence.CHUNK_ELEMENTS)
+    assert found == pytest.approx(LOGITS[direction] + LOGITS_MORE, rel=0.05)
 
 
 @pytest.mark.parametrize("what", ["forward", "reverse", "jsd", "supervised"])

@@ -49,6 +49,12 @@ class Batch(NamedTuple):
         for parts in zip(*(tensor.split(rows) for tensor in self._tensors()), strict=True):
             yield self._of(parts)
 
+    def trimmed(self) -> Self:
+        """Without the padding that is behind the documents of every row."""
+        used_T = (self.document_BT != PADDING).any(0)
+        length = max(1, int(used_T.nonzero().max()) + 1 if used_T.any() else 0)
+        return self._of([tensor[:, :length].contiguous() for tensor in self._tensors()])
+
     def _tensors(self) -> tuple[Tensor, ...]:
         return (*self[:3], *self.taught)
 

@@ -35,14 +35,21 @@ def cross_entropy_sum(h_MD: Tensor, head_VD: Tensor, target_M: Tensor) -> Tensor
     """Sum over tokens of -log p(target)."""
 
     def loss(logits_CV: Tensor, start: int, stop: int) -> Valued:
-        target_C1 = target_M[start:stop, None]
         log_p_CV = logits_CV.log_softmax(-1)
-        value = -log_p_CV.gather(-1, target_C1).sum()
-        gradient_CV = log_p_CV.exp_()
-        gradient_CV.scatter_add_(-1, target_C1, -torch.ones_like(gradient_CV[:, :1]))
-        return value, gradient_CV
+        return _cross_entropy(log_p_CV, target_M[start:stop], out_CV=log_p_CV)
 
     return _in_chunks(loss, h_MD, head_VD)
+
+
+def _cross_entropy(log_p_CV: Tensor, target_C: Tensor, out_CV: Tensor | None = None) -> Valued:
+    """-log p(target), whose gradient is p - 1 there and p elsewhere; written into `out_CV`, which
+    may be the log-probabilities themselves.
+    """
+    target_C1 = target_C[:, None]
+    value = -log_p_CV.gather(-1, target_C1).sum()
+    gradient_CV = torch.exp(log_p_CV, out=out_CV)
+    gradient_CV.scatter_add_(-1, target_C1, -torch.ones_like(gradient_CV[:, :1]))
+    return value, gradient_CV
 
 
 def divergence_sum(
@@ -61,13 +68,55 @@ def divergence_sum(
     """
 
     def loss(logits_CV: Tensor, start: int, stop: int) -> Valued:
-        log_q_CV = logits_CV.div_(temperature).log_softmax(-1)
         theirs_CV = _logits(teacher_MD[start:stop].detach(), teacher_head_VD.detach())
-        log_p_CV = theirs_CV.div_(temperature).log_softmax(-1)
-        value, gradient_CV = _DIVERGENCES[direction](log_q_CV, log_p_CV)
-        return temperature**2 * value, gradient_CV.mul_(temperature)
+        return _divergence(_softened(logits_CV, temperature), theirs_CV, direction, temperature)
 
     return _in_chunks(loss, student_MD, student_head_VD)
+
+
+def distillation_sum(
+    student_MD: Tensor,
+    student_head_VD: Tensor,
+    teacher_MD: Tensor,
+    teacher_head_VD: Tensor,
+    target_M: Tensor,
+    ce_weight: float,
+    direction: Direction = "forward",
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(1 - w) `divergence_sum` + w `cross_entropy_sum` from the same logits; and each of the two by
+    itself, without gradients.
+    """
+    kl, ce = (student_MD.new_zeros((), dtype=torch.float32) for _ in range(2))
+
+    def loss(logits_CV: Tensor, start: int, stop: int) -> Valued:
+        log_q_CV = logits_CV.log_softmax(-1)
+        of_target, of_target_CV = _cross_entropy(log_q_CV, target_M[start:stop])
+        if temperature != 1:
+            log_q_CV = _softened(log_q_CV, temperature)  # log-probabilities are logits too
+        theirs_CV = _logits(teacher_MD[start:stop].detach(), teacher_head_VD.detach())
+        of_teacher, of_teacher_CV = _divergence(log_q_CV, theirs_CV, direction, temperature)
+        kl.add_(of_teacher)
+        ce.add_(of_target)
+        value = torch.lerp(of_teacher, of_target, ce_weight)
+        return value, of_teacher_CV.lerp_(of_target_CV, ce_weight)
+
+    return _in_chunks(loss, student_MD, student_head_VD), kl, ce
+
+
+def _softened(logits_CV: Tensor, temperature: float) -> Tensor:
+    """Log-probabilities; the logits are written over."""
+    return logits_CV.div_(temperature).log_softmax(-1)
+
+
+def _divergence(
+    log_q_CV: Tensor, theirs_CV: Tensor, direction: Direction, temperature: float
+) -> Valued:
+    """From the student's softened log-probabilities and the teacher's logits, which are both
+    written over.
+    """
+    value, gradient_CV = _DIVERGENCES[direction](log_q_CV, _softened(theirs_CV, temperature))
+    return temperature**2 * value, gradient_CV.mul_(temperature)
 
 
 # Each gives the divergence and its gradient by the student's logits, from the log-probabilities of

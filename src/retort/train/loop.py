@@ -175,7 +175,7 @@ class _Run:
         show = self.world.main
         bar = console.progress(stage.name, stage.steps, "steps", progress.step, show)
         data = self.world.agree(lambda: self._rows(stage))
-        with bar as advance, Ahead(data, self._taught_ahead(stage)) as rows:
+        with bar as advance, Ahead(data, self._ahead(stage)) as rows:
             self._evaluate(stage)  # which a signal may have cut short
             while progress.step < stage.steps:
                 asked = time.perf_counter()
@@ -194,17 +194,20 @@ class _Run:
         data = open_data(stage.data, job.tokenizer, job.recipe.seed + progress.stage, job.against)
         return Rows(data, stage.rows, stage.length, self.world.share(stage.rows), progress.data)
 
-    def _taught_ahead(self, stage: Stage) -> Callable[[Batch], Batch]:
-        """What the thread that makes rows does with a batch: on a CPU it has the teacher read them,
-        for which another core may be free. GPUs are busy, processes must keep in step, and rows
-        that are split may not fit into memory together.
+    def _ahead(self, stage: Stage) -> Callable[[Batch], Batch]:
+        """What the thread that makes rows does with a batch. On a CPU it cuts off padding, and has
+        the teacher read, for which another core may be free. GPUs are busy and want equal shapes,
+        processes must keep in step, a student's own answers need room and come later, and rows that
+        are split may not fit into memory together.
         """
         alone = self.world.device.type == "cpu" and self.world.mesh is None
         objective, teacher = stage.objective, self.teacher
         own_answers = isinstance(objective, Distill) and objective.on_policy is not None
-        if teacher is None or not alone or own_answers or stage.micro_rows is not None:
+        if not alone or own_answers:
             return lambda batch: batch
-        return lambda batch: teach(teacher, batch, objective)
+        if teacher is None or stage.micro_rows is not None:
+            return Batch.trimmed
+        return lambda batch: teach(teacher, batch.trimmed(), objective)
 
     def _drawn(self, stage: Stage, rows: Ahead) -> Answered:
         """This process's rows of the next step, with the student's own answers where asked for."""

@@ -30,6 +30,8 @@ tensors themselves: the one that training goes on without, and two of the file t
 # Chunks of logits, in float32, that exist at once: counted in tests.
 LOGITS = {"forward": 5, "reverse": 5, "jsd": 6}
 LOGITS_ALONE = 2
+LOGITS_MORE = 1
+"""Of cross-entropy beside a divergence."""
 
 # T x T matrices of one layer, in float32, that exist beside those which are kept; and where they
 # are kept for one layer at a time.
@@ -322,7 +324,9 @@ def _wrapped(objective: Objective) -> bool:
 
 
 def _buffers(objective: Distill | Supervised) -> int:
-    return LOGITS[objective.direction] if isinstance(objective, Distill) else LOGITS_ALONE
+    if not isinstance(objective, Distill):
+        return LOGITS_ALONE
+    return LOGITS[objective.direction] + (LOGITS_MORE if objective.ce_weight else 0)
 
 
 def _chunk(vocabulary: int, tokens: int, elements: int) -> int:

@@ -19,7 +19,7 @@ from retort.data.packing import Batch
 from retort.model.config import LINEAR
 from retort.model.decoder import Decoder
 from retort.recipe import Distill, HiddenStates, MixingMatrices, Objective, Supervised
-from retort.train.divergence import cross_entropy_sum, divergence_sum
+from retort.train.divergence import cross_entropy_sum, distillation_sum, divergence_sum
 
 
 class Loss(NamedTuple):
@@ -137,13 +137,12 @@ def distill(student: Decoder, teacher: Decoder, batch: Batch, settings: Distill)
     teacher_MD = _taught(teacher, batch, settings)[-1][batch.learn_BT]
     width = min(student.config.vocab_size, teacher.config.vocab_size)
     heads = _first(student.lm_head.weight, width), _first(teacher.lm_head.weight, width)
-    kl = divergence_sum(
-        student_MD, heads[0], teacher_MD, heads[1], settings.direction, settings.temperature
-    )
+    sides = student_MD, heads[0], teacher_MD, heads[1]
+    kind = settings.direction, settings.temperature
     if settings.ce_weight == 0:
+        kl = divergence_sum(*sides, *kind)
         return Loss(kl, {"kl": kl})
-    ce = cross_entropy_sum(student_MD, heads[0], _targets(batch))
-    total = (1 - settings.ce_weight) * kl + settings.ce_weight * ce
+    total, kl, ce = distillation_sum(*sides, _targets(batch), settings.ce_weight, *kind)
     return Loss(total, {"kl": kl, "ce": ce})
 
 

@@ -43,7 +43,7 @@ class Stepper:
         began = time.perf_counter()
         progress = self.state.progress
         rate = self._set_rate()
-        tokens = batch.ids_BT.numel() * self.world.size
+        tokens = self.stage.rows * self.stage.length  # padding too, be it cut off
         means, norm = self._gradients(batch.to(self.world.device))
         spike = is_spike(means["loss"], progress.losses, self.guard)
         good = is_finite(means["loss"], norm)
