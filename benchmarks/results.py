@@ -56,11 +56,11 @@ def filled(page: str) -> str:
 
 
 def figures() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Vega-Lite figures of the studies that were made, by name."""
+    """Vega-Lite figures by name."""
+    for name in ("demo", "heldout", "study"):
+        yield f"{name}-coverage", curve_plots.figure(curves(name), BASIC[0])
     for name in ("demo", "study"):
-        if (RESULTS / f"{name}-curves.json").is_file():
-            yield f"{name}-coverage", curve_plots.figure(curves(name), BASIC[0])
-            yield f"{name}-pareto", front_plots.figure(curves(name))
+        yield f"{name}-pareto", front_plots.figure(curves(name))
 
 
 @cache
@@ -89,7 +89,7 @@ def models(name: str) -> str:
 def _model(model: ModelCurve, names: list[str]) -> Iterator[tuple[str, ...]]:
     values = [accuracies(model, name) for name in names]
     for i, point in enumerate(model.points):
-        if point.k in KS:
+        if point.k in KS or point is model.points[-1]:
             first = f"{model.name}, {format_count(model.parameters)}" if point.k == KS[0] else ""
             shares = (_share(each[i]) for each in values)
             yield first, str(point.k), *shares, wording.seconds(point.seconds)
@@ -268,6 +268,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "demo-differences": lambda: differences("demo"),
     "demo-front": lambda: front("demo"),
     "heldout-models": lambda: models("heldout"),
+    "heldout-comparison": lambda: comparison("heldout"),
     "study-models": lambda: models("study"),
     "study-speeds": lambda: speeds("study"),
     "study-comparison": lambda: comparison("study"),

@@ -168,9 +168,12 @@ open(sys.argv[1] + ".asked", "x").close()
 UNTIL = """
 import os, sys, time
 
-while not os.path.exists(sys.argv[1].replace("pure", "{name}") + ".asked"):
+for _ in range(3000):
+    if os.path.exists(sys.argv[1].replace("pure", "{name}") + ".asked"):
+        time.sleep(1.2)
+        sys.exit()
     time.sleep(0.01)
-time.sleep(1.2)
+sys.exit("{name} was not asked")
 """
 
 

@@ -111,10 +111,19 @@ def test_a_teacher_that_reads_ahead_changes_nothing(
     assert_same_run(loop.distill(hybrid(tmp_path / "student", teacher)), undisturbed)
 
 
+@pytest.mark.parametrize("kind", ["with a teacher", "rows split", "alone"])
 def test_padding_that_is_cut_off_changes_nothing(
-    tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Rows with documents in half of them."""
+
+    def run(name: str) -> Path:
+        if kind == "alone":
+            return loop.distill(fresh(tmp_path / name, stage(steps=1, rows=1)))
+        changes = {"rows": 2, "micro_rows": 1} if kind == "rows split" else {"rows": 1}
+        stages = (stage(each, 1, **changes) for each in ("hidden_states", "distill"))
+        return loop.distill(hybrid(tmp_path / name, teacher, *stages))
+
     lengths: list[int] = []
     take = Stepper.take
 
@@ -123,13 +132,12 @@ def test_padding_that_is_cut_off_changes_nothing(
         return take(stepper, batch, waited)
 
     monkeypatch.setattr(Stepper, "take", watched)
-    stages = (stage("hidden_states", 2, rows=1), stage("distill", 2, rows=1))
-    trimmed = loop.distill(hybrid(tmp_path / "trimmed", teacher, *stages))
-    assert max(lengths) < stages[0]["length"]
+    trimmed = run("trimmed")
+    assert max(lengths) < stage()["length"]
     lengths.clear()
     monkeypatch.setattr(Batch, "trimmed", lambda batch: batch)
-    whole = loop.distill(hybrid(tmp_path / "whole", teacher, *stages))
-    assert set(lengths) == {stages[0]["length"]}
+    whole = run("whole")
+    assert set(lengths) == {stage()["length"]}
     for ours, wanted in zip(metrics(trimmed), metrics(whole), strict=True):
         assert ours["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
         assert ours["tokens"] == wanted["tokens"]

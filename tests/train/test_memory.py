@@ -134,9 +134,9 @@ def test_peak_of_a_step(
 # ------------------------------------------------------------------ on many processes, by hand
 
 
-def published(kind: str, rows: int, **setup: Any) -> tuple[Memory, Sizes]:
+def published(kind: str, rows: int, ce_weight: float = 0.0, **setup: Any) -> tuple[Memory, Sizes]:
     student, teacher = empty(geometry("native-1b")), empty(geometry("llama-3.2-1b"))
-    what = stage(kind)
+    what = stage(kind, ce_weight=ce_weight) if ce_weight else stage(kind)
     trained = sizes(student, trainable(student, what.objective))
     values = {"shard": 8, "sharded": True, "size": 2, "recompute": "full"} | setup
     return memory(what, rows, 2, student, trained, teacher, Setup(**values)), sizes(student)
@@ -162,13 +162,14 @@ def test_shares_and_what_is_gathered() -> None:
     assert plan.teacher == 2 * -(-theirs.total // 8) + 2 * theirs.root
 
 
-def test_logits_are_those_of_a_chunk() -> None:
+@pytest.mark.parametrize(("ce_weight", "more"), [(0.0, 0), (0.5, LOGITS_MORE)])
+def test_logits_are_those_of_a_chunk(ce_weight: float, more: int) -> None:
     """Chunks so large that the loss is the fullest moment of a step."""
-    plan, _ = published("distill", rows=64, chunk=2**28)
+    plan, _ = published("distill", rows=64, ce_weight=ce_weight, chunk=2**28)
     vocabulary, width = 128_256, 2048
     tokens = 2**28 // vocabulary
-    head = vocabulary * width
-    assert plan.logits == 4 * LOGITS["forward"] * vocabulary * tokens + (2 + 4) * head
+    head, chunks = vocabulary * width, LOGITS["forward"] + more
+    assert plan.logits == 4 * chunks * vocabulary * tokens + (2 + 4) * head
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])

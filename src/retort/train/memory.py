@@ -30,8 +30,7 @@ tensors themselves: the one that training goes on without, and two of the file t
 # Chunks of logits, in float32, that exist at once: counted in tests.
 LOGITS = {"forward": 5, "reverse": 5, "jsd": 6}
 LOGITS_ALONE = 2
-LOGITS_MORE = 1
-"""Of cross-entropy beside a divergence."""
+LOGITS_MORE = 1  # of cross-entropy beside a divergence
 
 # T x T matrices of one layer, in float32, that exist beside those which are kept; and where they
 # are kept for one layer at a time.
