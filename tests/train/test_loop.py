@@ -143,6 +143,23 @@ def test_padding_that_is_cut_off_changes_nothing(
         assert ours["tokens"] == wanted["tokens"]
 
 
+def test_compiled_code_has_rows_of_one_length(
+    tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[torch.Size] = []
+    gradients = Stepper._gradients
+
+    def watched(stepper: Stepper, batch: Batch) -> Any:
+        shapes.append(batch.ids_BT.shape)
+        return gradients(stepper, batch)
+
+    monkeypatch.setattr(Stepper, "_gradients", watched)
+    monkeypatch.setattr(torch, "compile", lambda forward: forward)
+    compiled = {"parallel": {"compile": True}}
+    loop.distill(hybrid(tmp_path / "student", teacher, stage("distill", 1, rows=1), **compiled))
+    assert shapes == [(1, 288), (1, 288)]
+
+
 @pytest.mark.parametrize(("changes", "ahead"), [({}, 3), ({"micro_rows": 1}, 0)])
 def test_a_teacher_reads_ahead_unless_rows_are_split(
     tmp_path: Path,

@@ -147,6 +147,10 @@ def _newest(work: Path) -> tuple[Path, Any] | None:
 # ---------------------------------------------------------------- stages
 
 
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
 @dataclass(frozen=True)
 class _Run:
     """What all stages of a run share; `began` is when it would have, had nothing stopped it."""
@@ -197,17 +201,18 @@ class _Run:
     def _ahead(self, stage: Stage) -> Callable[[Batch], Batch]:
         """What the thread that makes rows does with a batch. On a CPU it cuts off padding, and has
         the teacher read, for which another core may be free. GPUs are busy and want equal shapes,
-        processes must keep in step, a student's own answers need room and come later, and rows that
-        are split may not fit into memory together.
+        as compiled code does; processes must keep in step, a student's own answers need room and
+        come later, and rows that are split may not fit into memory together.
         """
         alone = self.world.device.type == "cpu" and self.world.mesh is None
         objective, teacher = stage.objective, self.teacher
         own_answers = isinstance(objective, Distill) and objective.on_policy is not None
         if not alone or own_answers:
-            return lambda batch: batch
+            return _as_it_is
+        cut = _as_it_is if self.job.recipe.parallel.compile else Batch.trimmed
         if teacher is None or stage.micro_rows is not None:
-            return Batch.trimmed
-        return lambda batch: teach(teacher, batch.trimmed(), objective)
+            return cut
+        return lambda batch: teach(teacher, cut(batch), objective)
 
     def _drawn(self, stage: Stage, rows: Ahead) -> Answered:
         """This process's rows of the next step, with the student's own answers where asked for."""
