@@ -56,8 +56,11 @@ class Made:
 
     @property
     def opening(self) -> float:
-        """Seconds that neither read prompts nor decoded: slots are made, and weights laid out."""
-        return self.seconds - self.timing.prefill_seconds - self.timing.decode_seconds
+        """Seconds in which no prompt was read, no completion started and no step taken: slots are
+        made, and weights laid out.
+        """
+        steps = sum(self.steps["seconds"].to_pylist())
+        return self.seconds - self.timing.prefill_seconds - self.timing.start_seconds - steps
 
 
 def main() -> None:

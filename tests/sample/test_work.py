@@ -121,3 +121,9 @@ def test_portions_are_the_work_and_the_time(
         tokens = sum(len(each.completion.token_ids) for each in done)
         assert sum(part.timing.decode_tokens for part in found) == tokens
         assert {(part.worker, part.slots) for part in found} == {(7, 3)}
+
+
+def test_timings_add_up_field_by_field() -> None:
+    one, more = Timing(*range(1, 10)), Timing(*range(10, 100, 10))
+    assert one + more == Timing(*range(11, 100, 11))
+    assert one + more - more == one
