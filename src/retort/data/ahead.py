@@ -21,6 +21,11 @@ class _Made:
     dropped: list[Dropped]
 
 
+def as_it_is(batch: Batch) -> Batch:
+    """The batch, with which nothing else is done."""
+    return batch
+
+
 class Ahead:
     """The same batches as those of `rows`, each made in a thread while the one before it is used.
 
@@ -29,7 +34,7 @@ class Ahead:
     `with` statement, which ends the thread.
     """
 
-    def __init__(self, rows: Rows, finish: Callable[[Batch], Batch] = lambda batch: batch) -> None:
+    def __init__(self, rows: Rows, finish: Callable[[Batch], Batch] = as_it_is) -> None:
         self._rows, self._finish = rows, finish
         self._last = self._made()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rows")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from retort import console
-from retort.data.ahead import Ahead
+from retort.data.ahead import Ahead, as_it_is
 from retort.data.mixture import open_data
 from retort.data.packing import Batch, Rows
 from retort.model.decoder import Decoder
@@ -147,10 +147,6 @@ def _newest(work: Path) -> tuple[Path, Any] | None:
 # ---------------------------------------------------------------- stages
 
 
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
 @dataclass(frozen=True)
 class _Run:
     """What all stages of a run share; `began` is when it would have, had nothing stopped it."""
@@ -208,8 +204,8 @@ class _Run:
         objective, teacher = stage.objective, self.teacher
         own_answers = isinstance(objective, Distill) and objective.on_policy is not None
         if not alone or own_answers:
-            return _as_it_is
-        cut = _as_it_is if self.job.recipe.parallel.compile else Batch.trimmed
+            return as_it_is
+        cut = as_it_is if self.job.recipe.parallel.compile else Batch.trimmed
         if teacher is None or stage.micro_rows is not None:
             return cut
         return lambda batch: teach(teacher, cut(batch), objective)
