@@ -47,11 +47,15 @@ Prompts = list[list[int]]
 
 @dataclass(frozen=True)
 class Made:
-    """A run of the engine: its completions, what its clocks say, and wall-clock seconds."""
+    """A run of the engine: its completions, what its clocks say, and wall-clock seconds.
+
+    share_from: as in `StepTimes`.
+    """
 
     finished: list[Finished]
     timing: Timing
     steps: pa.Table
+    share_from: int | None
     seconds: float
 
     @property
@@ -118,7 +122,8 @@ def run(decoder: Decoder, prompts: Prompts, shape: tuple[int, int, int]) -> Made
     seconds = time.perf_counter() - began
     log = together([engine.log.take()])
     steps = [{"rows": rows, **asdict(spent)} for (rows, _), spent in log.items()]
-    return Made(finished, engine.timing, pa.Table.from_pylist(steps), seconds)
+    table = pa.Table.from_pylist(steps)
+    return Made(finished, engine.timing, table, engine.share_from, seconds)
 
 
 def foretell(made: Made, prompts: Prompts, slots: int, calibration: Made) -> float:
@@ -126,13 +131,14 @@ def foretell(made: Made, prompts: Prompts, slots: int, calibration: Made) -> flo
     lengths are taken, in the order in which they were started.
     """
     timing = calibration.timing
-    times = StepTimes(*fit(calibration.steps), start=timing.start_seconds / timing.starts)
+    start = timing.start_seconds / timing.starts
+    times = StepTimes(*fit(calibration.steps), start=start, share_from=calibration.share_from)
     order = sorted(made.finished, key=lambda done: done.started)
     length_N = np.array([len(done.completion.token_ids) for done in order])
-    prompt_N = np.array([len(prompts[done.request]) for done in order])
-    read = sum(len(prompts[i]) for i in {done.request for done in order})
-    prefill = read * timing.prefill_seconds / timing.prefill_tokens
-    return calibration.opening + prefill + replay(length_N, prompt_N, slots, times)
+    problem_N = np.array([done.request for done in order])
+    prompt_P = np.array([len(prompt) for prompt in prompts])
+    prefill = sum(prompt_P[np.unique(problem_N)]) * timing.prefill_seconds / timing.prefill_tokens
+    return calibration.opening + prefill + replay(length_N, problem_N, prompt_P, slots, times)
 
 
 def _prompts(folder: Path) -> Prompts:

@@ -37,11 +37,14 @@ COMPLETIONS = _schema(
 )
 
 # What an engine did for a part of completions; look is the number of steps between two looks at
-# what has finished, start_seconds the part of the decode seconds in which completions were started.
+# what has finished; share_from the tokens, of all rows of a prompt, from which on they read it
+# together, null where they never do; start_seconds the part of the decode seconds in which
+# completions were started.
 TIMING = _schema(
     {
         "slots": pa.int32(),
         "look": pa.int32(),
+        "share_from": pa.int32(),
         "prefill_tokens": pa.int64(),
         "prefill_seconds": pa.float64(),
         "decode_tokens": pa.int64(),
@@ -52,10 +55,12 @@ TIMING = _schema(
         "verifications": pa.int64(),
         "accepted": pa.int64(),
         "started": pa.float64(),
-    }
+    },
+    nullable=("share_from",),
 )
 
-# Decode steps of so many rows; context counts the tokens that all rows of all these steps saw.
+# Decode steps of so many rows; context counts the tokens that all these steps read, those of a
+# prompt that rows share once.
 STEPS = _schema(
     {
         "rows": pa.int32(),

@@ -8,7 +8,7 @@ import torch
 
 from retort.bench import gguf, llama_cpp
 from retort.bench.contenders import WARM_STEPS, Case, random_tokens
-from retort.bench.huggingface import caveats, open_transformers
+from retort.bench.huggingface import cache_keyword, caveats, open_transformers
 from retort.bench.models import Model
 from retort.bench.peers import contenders
 from retort.bench.spans import Span
@@ -39,7 +39,7 @@ def test_transformers_decodes_the_steps_of_the_span(models: list[Model]) -> None
         seen: list[tuple[tuple[int, int], int]] = []
 
         def note(module: object, args: Any, kwargs: Any, seen: Any = seen) -> None:
-            cache = kwargs["past_key_values"]
+            cache = kwargs[cache_keyword(module)]
             seen.append((tuple(kwargs["input_ids"].shape), cache.get_seq_length()))
 
         theirs.loaded.register_forward_pre_hook(note, with_kwargs=True)

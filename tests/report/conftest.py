@@ -77,6 +77,7 @@ def timing(tokens_per_second: float) -> dict[str, Any]:
     return {
         "slots": SLOTS,
         "look": 1,
+        "share_from": None,
         "prefill_tokens": 100,
         "prefill_seconds": 100.0,  # must not count
         "decode_tokens": round(10 * tokens_per_second),

@@ -63,7 +63,7 @@ def test_many_steps_say_more_than_one() -> None:
 def test_throughput_counts_starts() -> None:
     times = StepTimes(np.full(5, 0.5), 0.01, start=2.0, tokens=3.0)
     step = 0.5 + 0.01 * 4 * 50
-    assert times.throughput(4, 50, 20) == pytest.approx(1 / (step / 12 + 2 / 20))
+    assert times.throughput(4, 4 * 50, 20) == pytest.approx(1 / (step / 12 + 2 / 20))
 
 
 def test_non_negative_least_squares() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ class Theirs:
         """Reads a prompt in one forward pass, which makes the logits of its last token alone."""
         ids_1T = self._ids(length + 1)
         cache = DynamicCache(config=self.loaded.config)
-        self.loaded(ids_1T[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        given = {cache_keyword(self.loaded): cache}
+        self.loaded(ids_1T[:, :-1], use_cache=True, logits_to_keep=1, **given)
         return Prompt(ids_1T, cache)
 
     @torch.inference_mode()
@@ -74,10 +76,10 @@ class Theirs:
         clock = _Clock(WARM_STEPS, new, self.loaded.device)
         self.loaded.generate(
             ids_BT,
-            past_key_values=cache,
             min_new_tokens=new,
             max_new_tokens=new,
             stopping_criteria=StoppingCriteriaList([clock]),
+            **{cache_keyword(self.loaded): cache},
             **_sampling(ids_BT),
         )
         return Timed(clock.seconds, None)
@@ -125,6 +127,11 @@ def open_transformers(model: Model) -> Theirs:
         case = Case(1, Span(1, 1))
         theirs.decode(case, theirs.read(case.lead))  # what it says at its first steps is not heard
     return theirs
+
+
+def cache_keyword(loaded: Any) -> str:
+    """What a model of transformers calls its cache: the name changed within version 5."""
+    return "cache" if "cache" in signature(loaded.forward).parameters else "past_key_values"
 
 
 def caveats(model: Model) -> list[str]:

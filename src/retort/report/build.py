@@ -36,6 +36,7 @@ from retort.report.metrics import (
 )
 from retort.report.reliability import judged
 from retort.report.selection import enough_orders, weighted_vote
+from retort.report.steps import StepTimes
 from retort.report.tally import Tally
 
 EXACT_VOTES = 200_000
@@ -124,19 +125,24 @@ def _throughputs(tally: Tally) -> dict[int, float]:
     """
     found = {tally.slots: tally.pace.tokens_per_second}
     if tally.times is not None:
-        length, context = tally.pace.mean_tokens, _mean_context(tally)
-        slots = min(tally.slots // 4, tally.times.slots)
+        length, times = tally.pace.mean_tokens, tally.times
+        slots = min(tally.slots // 4, times.slots)
         while slots:
-            found[slots] = tally.times.throughput(slots, context, length)
+            found[slots] = times.throughput(slots, _context(tally, times, slots), length)
             slots //= 4
     return found
 
 
-def _mean_context(tally: Tally) -> float:
-    """Tokens that a decoded token sees, in the mean."""
+def _context(tally: Tally, times: StepTimes, slots: int) -> float:
+    """Tokens that a step of so many slots reads, in the mean, where problems come one after another
+    with all their samples.
+    """
     length_C = np.concatenate([each.length_N for each in tally.lengths_P]).astype(np.float64)
-    prompt = np.mean([each.prompt_tokens for each in tally.lengths_P])
-    return float(prompt + np.mean(length_C * (length_C + 1)) / 2 / length_C.mean())
+    own = np.mean(length_C * (length_C + 1)) / 2 / length_C.mean()
+    prompt = float(np.mean([each.prompt_tokens for each in tally.lengths_P]))
+    each = min(slots, tally.samples)
+    prompts = slots / each if times.shares(each, prompt) else slots
+    return float(slots * own + prompts * prompt)
 
 
 def _model(drawn: _Drawn, counts_RP: Floats, prices: Mapping[str, float]) -> ModelCurve:

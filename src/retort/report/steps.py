@@ -1,4 +1,5 @@
-"""What a decode step takes, from the steps that sampling has timed: rows and context decide.
+"""What a decode step takes, from the steps that sampling has timed: rows, and the tokens that
+it reads, decide.
 
 Shape suffixes: O observations, J knots, U terms of the model, B rows.
 """
@@ -16,11 +17,13 @@ from retort.report.metrics import Floats
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Seconds of a decode step: a part for its rows, and one for each token that they see.
+    """Seconds of a decode step: a part for its rows, and one for each token that it reads; those of
+    a prompt that several rows share are read once.
 
     by_rows_B: seconds by the number of rows from 0, without the context's part; they never fall.
     start: seconds that starting a completion takes. tokens: what a row writes in a step, 1 unless
-    a draft proposes more. look: steps between two looks at what has finished.
+    a draft proposes more. look: steps between two looks at what has finished. share_from: tokens of
+    all rows of a prompt from which on they read it together; None where they never do.
     """
 
     by_rows_B: Floats
@@ -28,6 +31,7 @@ class StepTimes:
     start: float = 0.0
     tokens: float = 1.0
     look: int = 1
+    share_from: int | None = None
 
     @property
     def slots(self) -> int:
@@ -35,14 +39,18 @@ class StepTimes:
         return len(self.by_rows_B) - 1
 
     def seconds(self, rows: int, context: float) -> float:
-        """A step of so many rows that see `context` tokens in all of them together."""
+        """A step of so many rows that reads `context` tokens in all."""
         return float(self.by_rows_B[rows] + self.per_context * context)
 
+    def shares(self, rows: int, prompt: float) -> bool:
+        """Whether so many rows read a prompt of so many tokens together."""
+        return self.share_from is not None and rows * prompt >= self.share_from
+
     def throughput(self, rows: int, context: float, length: float) -> float:
-        """Tokens per second of full slots whose rows see `context` tokens each and start anew every
-        `length` tokens.
+        """Tokens per second of full slots whose steps read `context` tokens, and whose rows start
+        anew every `length` tokens.
         """
-        token = self.seconds(rows, rows * context) / (rows * self.tokens)
+        token = self.seconds(rows, context) / (rows * self.tokens)
         return 1 / (token + self.start / length)
 
 

@@ -21,7 +21,7 @@ def pace(run: Run, timing: pa.Table, completions: pa.Table) -> Pace:
 
 
 def step_times(run: Run, timing: pa.Table) -> StepTimes | None:
-    """Of the run's steps, at the newest setting of looks; None where no steps were timed."""
+    """Of the run's steps, as it looked and shared prompts last; None where no steps were timed."""
     steps = run.steps.read()
     if not steps.num_rows:
         return None
@@ -34,6 +34,7 @@ def step_times(run: Run, timing: pa.Table) -> StepTimes | None:
         start=seconds / max(starts, 1),
         tokens=1 + accepted / max(verifications, 1),
         look=timing["look"][-1].as_py(),
+        share_from=timing["share_from"][-1].as_py(),
     )
 
 

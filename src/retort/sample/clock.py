@@ -46,7 +46,7 @@ def _numbers(timing: Timing) -> Iterable[float]:
 
 @dataclass(frozen=True)
 class Spent:
-    """Decode steps of one size, the tokens that all their rows saw, and their seconds."""
+    """Decode steps of one size, the tokens that they read, and their seconds."""
 
     steps: int = 0
     context: int = 0
@@ -59,7 +59,7 @@ class Spent:
 
 
 Size = tuple[int, int]
-"""Rows of a step, and half octaves of the tokens that one of them sees."""
+"""Rows of a step, and half octaves of the tokens that it reads for each of them."""
 
 Steps = Mapping[Size, Spent]
 
@@ -71,7 +71,7 @@ class StepLog:
         self.spent: dict[Size, Spent] = {}
 
     def add(self, rows: int, context: int, steps: int, seconds: float) -> None:
-        """Notes steps of so many rows, which saw `context` tokens in all of them together."""
+        """Notes steps of so many rows, which read `context` tokens in all of them together."""
         size = rows, round(2 * math.log2(context / (rows * steps)))
         self.spent[size] = self.spent.get(size, Spent()) + Spent(steps, context, seconds)
 

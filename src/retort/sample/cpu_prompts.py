@@ -9,7 +9,7 @@ channels, L tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from weakref import ReferenceType, ref
 
@@ -35,11 +35,12 @@ class Prompts:
     """
 
     def __init__(self, config: DecoderConfig, slots: int, team: Team) -> None:
-        self.team, self.attention = team, bool(config.attention_layers)
+        self.team = team
+        self.share_from = WORTHWHILE if config.attention_layers else None
         self.start_S = np.zeros(slots, np.int64)
         self.shared_S: list[DecoderState | None] = [None] * slots
         self.copied_S: list[ReferenceType[DecoderState] | None] = [None] * slots
-        self.groups: list[Group] | None = None
+        self.found: list[Group] | None = None
         self.rows = 0
         shape = config.kv_heads, slots, config.heads // config.kv_heads
         self.q_KSGD, self.y_KSGD = torch.zeros(2, *shape, config.head_dim)
@@ -52,7 +53,7 @@ class Prompts:
         self._put(slots, [None] * times, [None] * times, [0] * times)
         some = any(each is prompt for each in self.shared_S)
         copies = sum(each is not None and each() is prompt for each in self.copied_S)
-        if self.attention and (some or (copies + times) * length >= WORTHWHILE):
+        if self.share_from is not None and (some or (copies + times) * length >= self.share_from):
             self._put(slots, [prompt] * times, [None] * times, [length] * times)
         else:
             self._put(slots, [None] * times, [ref(prompt)] * times, [0] * times)
@@ -65,6 +66,10 @@ class Prompts:
             [self.copied_S[source] for source in sources],
             [int(self.start_S[source]) for source in sources],
         )
+
+    def groups(self, rows: int) -> Iterable[list[int]]:
+        """The slots of each group of the first rows."""
+        return [group.slots for group in self._groups(rows)]
 
     def read(self, layer: int, rows: int) -> None:
         """Goes over the prompts that the first rows share, in one layer: scores, weights, sums."""
@@ -86,24 +91,24 @@ class Prompts:
     ) -> None:
         for slot, one, other, start in zip(slots, shared, copied, starts, strict=True):
             self.shared_S[slot], self.copied_S[slot], self.start_S[slot] = one, other, start
-        self.groups = None
+        self.found = None
 
     def _groups(self, rows: int) -> list[Group]:
         """The groups of the first rows, found again when rows have come or gone."""
-        if self.groups is None or self.rows != rows:
+        if self.found is None or self.rows != rows:
             slots_of: dict[int, list[int]] = {}
             for slot, prompt in enumerate(self.shared_S[:rows]):
                 if prompt is not None:
                     slots_of.setdefault(id(prompt), []).append(slot)
-            self.rows, self.groups = rows, [self._group(slots) for slots in slots_of.values()]
-        return self.groups
+            self.rows, self.found = rows, [self._group(slots) for slots in slots_of.values()]
+        return self.found
 
     def _group(self, slots: list[int]) -> Group:
         prompt, length = self.shared_S[slots[0]], int(self.start_S[slots[0]])
         assert prompt is not None
         heads, _, queries, width = self.q_KSGD.shape
         shape = heads, len(slots), queries
-        return Group.of(_caches(prompt, length), torch.tensor(slots), (*shape, width), length)
+        return Group.of(_caches(prompt, length), slots, (*shape, width), length)
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ class Group:
     """
 
     caches: dict[int, tuple[Tensor, Tensor]]
+    slots: list[int]
     slot_A: Tensor
     q_KAGD: Tensor
     q_KRD: Tensor
@@ -126,7 +132,7 @@ class Group:
     def of(
         cls,
         caches: dict[int, tuple[Tensor, Tensor]],
-        slot_A: Tensor,
+        slots: list[int],
         shape: tuple[int, int, int, int],
         length: int,
     ) -> Group:
@@ -136,7 +142,10 @@ class Group:
         score_KRL = torch.empty(*q_KRD.shape[:2], length)
         sums_2KAG = torch.empty(2, *shape[:3])
         arrays = score_KRL.numpy(), sums_2KAG.flatten(2).numpy()
-        return cls(caches, slot_A, q_KAGD, q_KRD, y_KAGD, y_KRD, score_KRL, sums_2KAG, arrays)
+        slot_A = torch.tensor(slots)
+        return cls(
+            caches, slots, slot_A, q_KAGD, q_KRD, y_KAGD, y_KRD, score_KRL, sums_2KAG, arrays
+        )
 
 
 def _caches(prompt: DecoderState, length: int) -> dict[int, tuple[Tensor, Tensor]]:

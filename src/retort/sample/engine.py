@@ -80,6 +80,7 @@ class Engine:
             raise ValueError(f"slots = {slots}: at least one is needed")
         self.decoder, self.slots, self.decode = decoder, slots, decode
         self.look = look or (1 if decoder.device.type == "cpu" else LOOK_STEPS)
+        self.share_from: int | None = None  # `Forward.share_from`, once slots are open
         self.timing, self.log = Timing(), StepLog()
 
     def generate(
@@ -166,6 +167,7 @@ class _Batch:
         lengths = self.prompts.longest + own, own
         count = min(engine.slots, len(left))
         self.slots = open_slots(engine.decoder, count, lengths, params, self.stops)
+        engine.share_from = self.slots.forward.share_from
 
     def run(self) -> Iterator[Finished]:
         """Completions as they finish, until none is left."""
@@ -201,10 +203,7 @@ class _Batch:
         """A token or more for every running row; returns the completions that this finished."""
         began = time.perf_counter()
         rows, look = len(self.running), self.engine.look
-        leads = [row.lead for row in self.running]
-        longest = max(leads)
-        # a step's rows see what they have, and the token that they read in it
-        context = look * sum(leads) + rows * sum(range(self.steps + 1, self.steps + look + 1))
+        longest, context = max(row.lead for row in self.running), self._context(look)
         for _ in range(look):
             self.steps += 1
             self.slots.step(rows, longest + self.steps)
@@ -213,6 +212,19 @@ class _Batch:
             self.engine.log.add(rows, context, look, time.perf_counter() - began)
         self.warm = True
         return done
+
+    def _context(self, steps: int) -> int:
+        """Tokens that are read in the next steps: what each row has, and its new token; those of a
+        prompt that rows share count once.
+        """
+        leads = sum(row.lead for row in self.running)
+        rows, own = len(self.running), sum(range(self.steps + 1, self.steps + steps + 1))
+        groups = self.slots.forward.groups(rows)
+        spared = sum((len(group) - 1) * self._prompt_tokens(group[0]) for group in groups)
+        return steps * (leads - spared) + rows * own
+
+    def _prompt_tokens(self, row: int) -> int:
+        return self.prompts.left.length(self.running[row].request)
 
     def _look(self, began: float, steps: int) -> list[Finished]:
         """Waits for the device, takes out what has finished, clocks what was done since `began`."""

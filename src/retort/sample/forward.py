@@ -9,6 +9,7 @@ Shapes: S rows that run, V vocabulary.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -26,6 +27,10 @@ class Forward(Protocol):
 
     slots: int
     device: torch.device
+    share_from: int | None
+    """Tokens, of all rows of a prompt, from which on rows that start from it read its keys and
+    values together; None where they never do.
+    """
 
     def admit(self, slot_S: Tensor, prompt: DecoderState) -> None:
         """Starts rows from a prompt that has been read: a state of one row, forked to each slot.
@@ -43,6 +48,9 @@ class Forward(Protocol):
     def move(self, slot_S: Tensor, source_S: Tensor) -> None:
         """Copies rows from `source_S` over those of `slot_S`; the two do not meet."""
 
+    def groups(self, rows: int) -> Iterable[list[int]]:
+        """Those of the first rows that read the keys and values of one prompt together."""
+
     @property
     def nbytes(self) -> int:
         """Bytes of the states of all slots."""
@@ -50,6 +58,8 @@ class Forward(Protocol):
 
 class Plain:
     """The decoder's own forward pass, for rows of at most `max_length` tokens."""
+
+    share_from: int | None = None
 
     def __init__(self, decoder: Decoder, slots: int, max_length: int) -> None:
         self.decoder, self.slots, self.device = decoder, slots, decoder.device
@@ -67,6 +77,10 @@ class Plain:
     def move(self, slot_S: Tensor, source_S: Tensor) -> None:
         """Copies rows from `source_S` over those of `slot_S`."""
         self.state.put(slot_S, self.state.select(source_S))
+
+    def groups(self, rows: int) -> Iterable[list[int]]:
+        """None of them: every row has a copy of its prompt."""
+        return ()
 
     @property
     def nbytes(self) -> int:

@@ -8,6 +8,8 @@ Shapes: S slots or the rows that run, D model width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -50,6 +52,7 @@ class Cpu:
         _check(decoder, kv_dtype)
         self.slots, self.max_length = slots, max_length
         self.shared = _share(decoder, slots, max_length, kv_dtype, threads)
+        self.share_from = self.shared.prompts.share_from
         self.layers = [
             open_layer(block.mixer, i, self.shared) for i, block in enumerate(decoder.blocks)
         ]
@@ -91,6 +94,10 @@ class Cpu:
         own = int((length_S - prompts.start_S)[slots].max())
         for layer in self.layers:
             layer.move(slot_S, source_S, own)
+
+    def groups(self, rows: int) -> Iterable[list[int]]:
+        """Those of the first rows that read the keys and values of one prompt together."""
+        return self.shared.prompts.groups(rows)
 
     @property
     def nbytes(self) -> int:

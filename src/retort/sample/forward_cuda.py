@@ -10,7 +10,7 @@ rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -53,6 +53,8 @@ class Cuda:
         self.max_length, self.own_length = max_length, own_length or max_length
         self.settings = states or StateSettings()
         self.sharing = _Sharing(slots, attention_geometry(decoder))
+        # rows of a prompt always share it
+        self.share_from = None if self.sharing.geometry is None else 0
         self.shared = self._share()
         mixers = [block.mixer for block in decoder.blocks]
         self.layers = [
@@ -98,6 +100,10 @@ class Cuda:
         self.sharing.move(slot_S.tolist(), source_S.tolist())
         for tensor in self._tensors():
             tensor[slot_S] = tensor[source_S]
+
+    def groups(self, rows: int) -> Iterable[list[int]]:
+        """Those of the first rows that read the keys and values of one prompt together."""
+        return [] if self.sharing.geometry is None else self.sharing.groups(rows)
 
     @property
     def nbytes(self) -> int:
@@ -233,18 +239,19 @@ class _Sharing:
         self.rows = rows
         if self.geometry is None:
             return None
-        tiles = self._tile(rows)
+        tiles = [part for each in self.groups(rows) for part in _cut(each, self.width)]
         self.tiles = block(len(tiles))
         table_TW = torch.full((self.tiles, self.width), -1, dtype=torch.int32)
         for i, tile in enumerate(tiles):
             table_TW[i, : len(tile)] = torch.tensor(tile)
         return table_TW
 
-    def _tile(self, rows: int) -> list[list[int]]:
-        sharing: dict[int, list[int]] = {}
+    def groups(self, rows: int) -> list[list[int]]:
+        """The first rows by their prompts."""
+        rows_of: dict[int, list[int]] = {}
         for row, prompt in enumerate(self.prompts[:rows]):
-            sharing.setdefault(id(prompt), []).append(row)
-        return [part for each in sharing.values() for part in _cut(each, self.width)]
+            rows_of.setdefault(id(prompt), []).append(row)
+        return list(rows_of.values())
 
 
 def attention_geometry(decoder: Decoder) -> attention.Geometry | None:

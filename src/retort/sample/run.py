@@ -271,8 +271,8 @@ def _write(
 
 
 def _timing(portion: Portion) -> dict[str, Any]:
-    facts = {"slots": portion.slots, "look": portion.look, "started": portion.done[0].started}
-    return facts | asdict(portion.timing)
+    settings = {"slots": portion.slots, "look": portion.look, "share_from": portion.share_from}
+    return settings | {"started": portion.done[0].started} | asdict(portion.timing)
 
 
 def _row(done: Done, text: str, batch: int) -> dict[str, Any]:

@@ -47,12 +47,14 @@ class Done:
 class Portion:
     """Completions that one engine has finished, and what it has done since its last portion.
 
-    look: the steps between its looks at what has finished.
+    look: the steps between its looks at what has finished. share_from: tokens of all rows of a
+    prompt from which on they read it together; None where they never do.
     """
 
     worker: int
     slots: int
     look: int
+    share_from: int | None
     done: list[Done]
     timing: Timing
     steps: Steps
@@ -109,7 +111,8 @@ def portions(
 
 def _portion(engine: Engine, worker: int, done: list[Done], told: Timing) -> Portion:
     timing = engine.timing - told
-    return Portion(worker, engine.slots, engine.look, done, timing, engine.log.take())
+    settings = engine.slots, engine.look, engine.share_from
+    return Portion(worker, *settings, done, timing, engine.log.take())
 
 
 def _request(item: Work, seed: int) -> Request:
