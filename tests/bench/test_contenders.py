@@ -10,13 +10,16 @@ from retort.bench.contenders import WARM_STEPS, Case, Ours
 from retort.bench.models import Model, sizes
 from retort.bench.spans import Span
 from retort.model.decoder import Decoder
+from retort.sample.cache import CacheSettings
 from retort.sample.forward import Plain
 
 
 class Watched(Plain):
     """Notes what a forward is asked to do."""
 
-    def __init__(self, decoder: Decoder, slots: int, max_length: int, own_length: int) -> None:
+    def __init__(
+        self, decoder: Decoder, slots: int, max_length: int, own_length: int, cache: CacheSettings
+    ) -> None:
         super().__init__(decoder, slots, max_length)
         self.log.append(("open", slots, max_length, own_length))
 

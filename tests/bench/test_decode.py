@@ -25,6 +25,10 @@ class Fake:
     runtime: Runtime = "retort"
     cases: list[Case] = field(default_factory=list)
 
+    @property
+    def cache(self) -> cost.CacheBytes:
+        return self.model.cache
+
     def read(self, length: int) -> int:
         return length
 
@@ -148,12 +152,16 @@ def test_sweep_of_a_cpu_stops_at_some_size(models: list[Model], top: Head) -> No
 def test_bytes_of_a_step(models: list[Model]) -> None:
     protocol = Protocol(10, 4, 4)
     for model in models:
-        own = step_bytes(model, 3, "own", protocol)
+        own = step_bytes(model, 3, "own", protocol, model.cache)
         # Steps that see 11, 12, 13 and 14 tokens; the cost model takes whole ones.
         assert own == cost.decode_bytes(model.config, 3, 12, 4).total
         prompt = 10 * cost.kv_bytes_per_token(model.config, 4)
-        assert own - step_bytes(model, 3, "shared", protocol) == 2 * prompt
-    assert step_bytes(models[0], 1, "own", protocol) == step_bytes(models[0], 1, "shared", protocol)
+        assert own - step_bytes(model, 3, "shared", protocol, model.cache) == 2 * prompt
+    alone = [
+        step_bytes(models[0], 1, prompts, protocol, models[0].cache)
+        for prompts in ("own", "shared")
+    ]
+    assert alone[0] == alone[1]
 
 
 def test_limit_is_of_the_bandwidth_of_the_same_rounds(

@@ -8,11 +8,13 @@ import torch
 
 from retort.bench import gguf, llama_cpp
 from retort.bench.contenders import WARM_STEPS, Case, random_tokens
+from retort.bench.decode import step_bytes
 from retort.bench.huggingface import cache_keyword, caveats, open_transformers
 from retort.bench.models import Model
 from retort.bench.peers import contenders
-from retort.bench.spans import Span
+from retort.bench.spans import Protocol, Span
 from retort.model.decoder import Decoder
+from retort.sample.cache import CacheSettings
 
 
 @pytest.fixture
@@ -89,6 +91,26 @@ def test_who_is_measured(models: list[Model]) -> None:
         "attention (transformers)",
         "mamba (transformers)",
     ]
+
+
+def test_a_cache_is_measured_beside_the_usual_one(models: list[Model]) -> None:
+    half = CacheSettings(kv_dtype=torch.bfloat16)
+    found, notes = contenders(models[:2], cache=half)
+    assert [each.name for each in found] == ["attention", "mamba", "attention (KV bfloat16)"]
+    assert notes == [], "without keys and values nothing changes"
+    usual, _, other = found
+    moved = [step_bytes(each.model, 2, "own", Protocol(8, 4, 4), each.cache) for each in found]
+    assert moved[0] - moved[2] == 2 * 2 * 10 * 2 * 2 * 8 * 2  # layers, rows, tokens, K and V ...
+    case = Case(2, Span(9, 4))
+    bytes_of = [each.decode(case, each.read(case.lead)).state_bytes for each in (usual, other)]
+    assert bytes_of[0] == 2 * bytes_of[1]
+
+
+def test_a_cache_that_no_model_can_have(models: list[Model]) -> None:
+    with pytest.raises(ValueError, match=r"attention: cache \(written every 4\): on a CPU"):
+        contenders(models, cache=CacheSettings(write_every=4))
+    with pytest.raises(ValueError, match="changes nothing for these models"):
+        contenders(models[1:2], cache=CacheSettings(kv_dtype=torch.bfloat16))
 
 
 def test_models_that_transformers_has_not_are_told(

@@ -409,3 +409,30 @@ def test_limit_is_bandwidth_over_bytes(make_decoder: MakeDecoder) -> None:
     config = make_decoder("am").config
     step = cost.decode_bytes(config, 8, 100)
     assert cost.decode_limit(config, 8, 100, 1e9) == pytest.approx(8 * 1e9 / step.total)
+
+
+def test_bytes_of_a_step_with_a_smaller_cache(make_decoder: MakeDecoder) -> None:
+    config, usual = make_decoder("am").config, cost.CacheBytes(4)
+    step = cost.decode_bytes(config, 3, 9, 4, usual)
+    assert step == cost.decode_bytes(config, 3, 9, 4)
+    half = cost.decode_bytes(config, 3, 9, 4, cost.CacheBytes(kv=2, ssm=2))
+    assert (2 * half.kv, 2 * half.state) == (step.kv, step.state)
+    assert (half.weights, half.logits) == (step.weights, step.logits)
+
+
+def test_states_that_are_written_rarely(make_decoder: MakeDecoder) -> None:
+    config = make_decoder("am").config
+    step = cost.decode_bytes(config, 3, 9, 4, cost.CacheBytes(4, 4, write_every=4))
+    states = cost.recurrent_bytes(config)
+    token = (64 + 2 * 8) * 4 + 2 * 4 * 4  # x, and B of each group; decay and scale of each head
+    # states are read and in one step of four written; 0, 1, 2 or 3 inputs are read, one is written
+    assert step.state == 3 * (states * 5 / 4 + token * (1.5 + 1))
+    assert cost.state_bytes(config, 4, cost.CacheBytes(4, 4, 4)) == (
+        cost.state_bytes(config, 4) + 4 * token
+    )
+
+
+def test_mamba1_writes_its_states_in_every_step(make_decoder: MakeDecoder) -> None:
+    config = make_decoder("as").config
+    rarely = cost.CacheBytes(4, 4, write_every=4)
+    assert cost.state_bytes(config, 4, rarely) == cost.state_bytes(config, 4)

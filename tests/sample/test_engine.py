@@ -10,6 +10,7 @@ from torch import Tensor
 
 from retort.model.decoder import Decoder
 from retort.sample import prefill, queue, samplers, slots
+from retort.sample.cache import CacheSettings
 from retort.sample.engine import Completion, Engine, Finished, Request, Timing
 from retort.sample.forward import Plain
 from retort.sample.forward_cpu import Cpu
@@ -449,7 +450,9 @@ class Crowded(Plain):
 
     steps = 0
 
-    def __init__(self, decoder: Decoder, slots: int, max_length: int, own_length: int) -> None:
+    def __init__(
+        self, decoder: Decoder, slots: int, max_length: int, own_length: int, cache: CacheSettings
+    ) -> None:
         if slots > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         super().__init__(decoder, slots, max_length)

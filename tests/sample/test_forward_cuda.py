@@ -10,10 +10,11 @@ from torch import Tensor
 pytest.importorskip("triton", reason="kernels for GPUs need triton, which is for Linux")
 
 from retort.model.config import DiscreteMamba2Config, Mamba1Config, Mamba2Config, MixerConfig
+from retort.model.cost import state_bytes
 from retort.model.decoder import Decoder
 from retort.ops.cuda.draw import Filters, draw
 from retort.sample import prefill
-from retort.sample.cuda_layers import StateSettings
+from retort.sample.cache import CacheSettings
 from retort.sample.forward import Forward, Plain
 from retort.sample.forward_cuda import Cuda
 from retort.sample.graphs import Replayed
@@ -78,7 +79,7 @@ def test_states_written_now_and_then(make_decoder: Make, triton_device: str) -> 
     decoder = tiny(make_decoder, "d", triton_device)
     prompts = prefill.read(decoder, [[3, 4], [5, 6, 7, 8, 9]])
     wanted = scenario(Plain(decoder, 3, 12), prompts)
-    found = scenario(Cuda(decoder, 3, 12, states=StateSettings(every=2)), prompts)
+    found = scenario(Cuda(decoder, 3, 12, cache=CacheSettings(write_every=2)), prompts)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
@@ -208,3 +209,13 @@ def test_bytes_of_states(make_decoder: Make, triton_device: str) -> None:
     whole = Cuda(decoder, 4, 100).nbytes
     half = Cuda(decoder, 4, 100, own_length=50).nbytes
     assert whole - half == 4 * 50 * 2 * 8 * 4  # slots, tokens, keys and values, channels, bytes
+
+
+def test_bytes_of_states_that_are_written_rarely(make_decoder: Make, triton_device: str) -> None:
+    decoder = tiny(make_decoder, "am", triton_device)
+    usual, rare = CacheSettings(), CacheSettings(ssm_dtype=torch.bfloat16, write_every=4)
+    found = [Cuda(decoder, 3, 20, cache=each).nbytes for each in (usual, rare)]
+    counted = [
+        3 * state_bytes(decoder.config, 4, each.bytes_of(torch.float32)) for each in (usual, rare)
+    ]
+    assert found[1] - found[0] == counted[1] - counted[0]

@@ -25,7 +25,9 @@ def portion(*done: Key, worker: int = 0) -> Portion:
     """As an engine hands over completions of these samples."""
     completion = Completion([1], "stop", -1.0)
     finished = [Done(*key, 0, 3, completion, 1.0, 2.0) for key in done]
-    return Portion(worker, 4, 1, None, finished, Timing(0, 0.0, 1, 1, 1), {(1, 2): Spent(1, 4, 1.0)})
+    return Portion(
+        worker, 4, 1, None, finished, Timing(0, 0.0, 1, 1, 1), {(1, 2): Spent(1, 4, 1.0)}
+    )
 
 
 def cut_all(shares: Shares, slots: int) -> list[Share]:

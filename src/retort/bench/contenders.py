@@ -14,8 +14,9 @@ from torch import Tensor
 from retort.bench.machine import timed
 from retort.bench.models import Model
 from retort.bench.spans import Span
-from retort.model.decoder import Decoder
+from retort.model.cost import CacheBytes
 from retort.sample import prefill, samplers
+from retort.sample.cache import CacheSettings
 from retort.sample.engine import Engine
 from retort.sample.forward import Plain
 from retort.sample.slots import Slots, open_slots
@@ -27,6 +28,8 @@ Prompts = Literal["own", "shared"]
 TEMPERATURE = 0.8
 WARM_STEPS = 3
 """Steps before the clock starts: the first ones make buffers, compile, and record a graph."""
+
+USUAL = CacheSettings()
 
 P = TypeVar("P")
 
@@ -68,6 +71,10 @@ class Contender(Protocol[P]):
     def name(self) -> str:
         """What tables call it: no two are called the same."""
 
+    @property
+    def cache(self) -> CacheBytes:
+        """What its rows remember, as the cost model counts it."""
+
     def read(self, length: int) -> P:
         """Reads a prompt of random tokens, up to the logits of its next token."""
 
@@ -80,10 +87,13 @@ class Contender(Protocol[P]):
 
 @dataclass(frozen=True)
 class Ours:
-    """A model under the engine's forward, or under torch's plain one."""
+    """A model under the engine's forward, with what rows remember kept as `kept` says, or under
+    torch's plain one.
+    """
 
     model: Model
     plain: bool = False
+    kept: CacheSettings = USUAL
 
     @property
     def runtime(self) -> Runtime:
@@ -92,8 +102,14 @@ class Ours:
 
     @property
     def name(self) -> str:
-        """The model's name, and the runtime's where it is not the usual one."""
-        return f"{self.model.name} (plain torch)" if self.plain else self.model.name
+        """The model's name, and what is not as usual."""
+        unusual = "plain torch" if self.plain else str(self.kept)
+        return f"{self.model.name} ({unusual})" if unusual else self.model.name
+
+    @property
+    def cache(self) -> CacheBytes:
+        """What its rows remember, as the cost model counts it."""
+        return self.kept.bytes_of(self.model.decoder.lm_head.weight.dtype)
 
     def read(self, length: int) -> prefill.Prompt:
         """Reads a prompt as the engine does."""
@@ -104,7 +120,7 @@ class Ours:
     def decode(self, case: Case, prompt: prefill.Prompt) -> Timed:
         """As the engine does it: through its forward, its registers and its sampler."""
         steps = WARM_STEPS + case.span.steps
-        slots = (_plain_slots if self.plain else _slots)(self.model.decoder, case, steps + 1)
+        slots = self._slots(case, steps + 1)
         _start(slots, prompt, case)
         _steps(slots, case, range(WARM_STEPS))
         device = slots.forward.device
@@ -118,24 +134,23 @@ class Ours:
         engine.generate([tokens], SamplingParams(n=n, max_tokens=1, temperature=TEMPERATURE))
         return engine.timing.prefill_tokens, engine.timing.prefill_seconds
 
+    def _slots(self, case: Case, tokens: int) -> Slots:
+        """For so many tokens of each row: as the engine opens them, or with what torch brings along
+        and nothing else.
+        """
+        decoder, length = self.model.decoder, case.lead + tokens
+        params = SamplingParams(max_tokens=tokens, temperature=TEMPERATURE)
+        if self.plain:
+            forward = Plain(decoder, case.batch, length)
+            return Slots(forward, samplers.Plain(params), tokens, stops=())
+        lengths = length, tokens
+        return open_slots(decoder, case.batch, lengths, params, stops=(), cache=self.kept)
+
 
 def random_tokens(vocabulary: int, length: int) -> Tensor:
     """Ids_1T on the CPU, the same each time."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(vocabulary, (1, length), generator=generator)
-
-
-def _slots(decoder: Decoder, case: Case, tokens: int) -> Slots:
-    """As the engine opens them, for so many tokens of each row."""
-    params = SamplingParams(max_tokens=tokens, temperature=TEMPERATURE)
-    return open_slots(decoder, case.batch, (case.lead + tokens, tokens), params, stops=())
-
-
-def _plain_slots(decoder: Decoder, case: Case, tokens: int) -> Slots:
-    """The same with what torch brings along, and nothing else."""
-    params = SamplingParams(max_tokens=tokens, temperature=TEMPERATURE)
-    forward = Plain(decoder, case.batch, case.lead + tokens)
-    return Slots(forward, samplers.Plain(params), tokens, stops=())
 
 
 def _start(slots: Slots, prompt: prefill.Prompt, case: Case) -> None:

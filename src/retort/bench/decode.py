@@ -131,7 +131,7 @@ def decode(
         for each in contenders
         if prompts == "own" or each.runtime == "retort"
     }
-    largest = {each.name: _largest(each.model, protocol) for each in contenders}
+    largest = {each.name: _largest(each, protocol) for each in contenders}
     batches = _batches(settings, largest, contenders[0])
     total = (len(contenders) + len(batches) * len(live)) * rounds
     with console.progress("decode", total) as advance:
@@ -171,12 +171,13 @@ def _batches(
     return [1 << power for power in range(most.bit_length())]
 
 
-def _largest(model: Model, protocol: Protocol) -> int:
+def _largest(contender: Contender[Any], protocol: Protocol) -> int:
     """Rows whose states fit beside the models, with some memory left for activations."""
-    decoder, itemsize = model.decoder, model.itemsize
+    model = contender.model
     # `largest_batch` takes the weights off, and these are there already.
-    budget = SHARE * free_memory(decoder.device) + decoder.size * itemsize
-    return cost.largest_batch(model.config, protocol.prompt + protocol.new, budget, itemsize)
+    budget = SHARE * free_memory(model.decoder.device) + model.decoder.size * model.itemsize
+    length = protocol.prompt + protocol.new
+    return cost.largest_batch(model.config, length, budget, model.itemsize, contender.cache)
 
 
 def _end(key: Key, batch: int, largest: Mapping[str, int]) -> End:
@@ -243,11 +244,11 @@ def _row(
     bandwidth: float,
 ) -> Row:
     steps = [sum(span.seconds for span in run) / protocol.measured for run in runs]
-    step, model = statistics.median(steps), contender.model
-    moved = step_bytes(model, batch, prompts, protocol)
+    step = statistics.median(steps)
+    moved = step_bytes(contender.model, batch, prompts, protocol, contender.cache)
     return Row(
         contender=contender.name,
-        model=model.name,
+        model=contender.model.name,
         runtime=contender.runtime,
         prompts=prompts,
         batch=batch,
@@ -263,14 +264,16 @@ def _row(
     )
 
 
-def step_bytes(model: Model, batch: int, prompts: Prompts, protocol: Protocol) -> float:
+def step_bytes(
+    model: Model, batch: int, prompts: Prompts, protocol: Protocol, cache: cost.CacheBytes
+) -> float:
     """Bytes that a step must move, on average over the protocol's spans; the keys and values of a
     shared prompt once for all rows.
     """
     middles = [span.middle for span in protocol.spans]
     context = sum(middles) / len(middles)
-    all_own = cost.decode_bytes(model.config, batch, round(context), model.itemsize).total
+    moved = cost.decode_bytes(model.config, batch, round(context), model.itemsize, cache)
     if prompts == "own":
-        return all_own
-    read = cost.kv_bytes_per_token(model.config, model.itemsize) * protocol.prompt
-    return all_own - (batch - 1) * read
+        return moved.total
+    read = cost.kv_bytes_per_token(model.config, cache.kv) * protocol.prompt
+    return moved.total - (batch - 1) * read

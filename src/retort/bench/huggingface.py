@@ -31,6 +31,7 @@ from retort.bench.machine import synchronise, timed
 from retort.bench.models import Model
 from retort.bench.spans import Span
 from retort.model import formats, weights
+from retort.model.cost import CacheBytes
 from retort.model.formats import granite
 
 
@@ -54,6 +55,11 @@ class Theirs:
     def name(self) -> str:
         """The model's name, and that it is not ours."""
         return f"{self.model.name} (transformers)"
+
+    @property
+    def cache(self) -> CacheBytes:
+        """What its rows remember, as the cost model counts it."""
+        return self.model.cache
 
     @torch.inference_mode()
     def read(self, length: int) -> Prompt:

@@ -22,6 +22,7 @@ from retort.bench.contenders import WARM_STEPS, Case, Runtime, Timed, random_tok
 from retort.bench.gguf import write_gguf
 from retort.bench.machine import timed
 from retort.bench.models import Model
+from retort.model.cost import CacheBytes
 
 HOW_TO_INSTALL = "llama.cpp is not here: pip install llama-cpp-python gguf (builds from source)"
 FLOAT32 = 0
@@ -88,6 +89,11 @@ class Theirs:
     def name(self) -> str:
         """The model's name, and that it is not ours."""
         return f"{self.model.name} (llama.cpp)"
+
+    @property
+    def cache(self) -> CacheBytes:
+        """What its rows remember, as the cost model counts it."""
+        return self.model.cache
 
     def read(self, length: int) -> list[int]:
         """Reads a prompt, and forgets it: a context has a fixed number of rows."""

@@ -38,6 +38,11 @@ class Model:
         """Bytes of a number in the weights."""
         return self.decoder.lm_head.weight.element_size()
 
+    @property
+    def cache(self) -> cost.CacheBytes:
+        """What rows remember, kept as usual."""
+        return cost.CacheBytes(self.itemsize)
+
 
 @dataclass(frozen=True)
 class Sizes:

@@ -4,30 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 from retort.bench import huggingface, llama_cpp
 from retort.bench.contenders import Contender, Ours
 from retort.bench.models import Model
+from retort.model import cost
+from retort.sample.cache import CacheSettings
+from retort.sample.forward import check_cache
 
 PEERS = ("transformers", "llama.cpp")
 
 
 def contenders(
-    models: Sequence[Model], plain: bool = False, against: Sequence[str] = ()
+    models: Sequence[Model],
+    plain: bool = False,
+    against: Sequence[str] = (),
+    cache: CacheSettings | None = None,
 ) -> tuple[list[Contender[Any]], list[str]]:
-    """Each model, and beside it what is asked for; and notes on what is left out or unfair.
+    """Each model, and beside it what is asked for: with what rows remember kept as `cache` says,
+    in plain torch, under other programs; and notes on what is left out or unfair.
 
-    Raises ValueError for a program that is unknown, not here, or runs none of the models.
+    Raises ValueError for a program that is unknown, not here, or runs none of the models, and for
+    a cache that none of them can have.
     """
     found: list[Contender[Any]] = [Ours(model) for model in models]
+    notes: list[str] = []
+    if cache is not None:
+        kept, notes = _kept(models, cache)
+        found += kept
     if plain:
         found += [_plain(model) for model in models]
-    notes: list[str] = []
     for program in dict.fromkeys(against):
         opened, said = _opened(program, models)
         found += opened
         notes += said
+    return found, notes
+
+
+def _kept(models: Sequence[Model], cache: CacheSettings) -> tuple[list[Ours], list[str]]:
+    """The models that keep something else, or keep it in another way, with such a cache."""
+    found: list[Ours] = []
+    notes: list[str] = []
+    for model in models:
+        ours = Ours(model, kept=cache)
+        one = partial(cost.decode_bytes, model.config, 1, 1, model.itemsize)
+        try:
+            check_cache(model.decoder, cache)
+        except ValueError as error:
+            notes.append(f"{model.name}: {error}")
+        else:
+            found += [ours] if one(ours.cache) != one(model.cache) else []
+    if not found:
+        raise ValueError("; ".join(notes) or f"cache ({cache}): changes nothing for these models")
     return found, notes
 
 

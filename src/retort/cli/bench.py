@@ -62,6 +62,16 @@ def bench_decode(
     prompts: Annotated[
         str, typer.Option(help="Prompts: own (one for each row), shared (one for all) or both.")
     ] = "both",
+    kv_dtype: Annotated[
+        str | None,
+        typer.Option(metavar="DTYPE", help="Beside it: keys and values kept in bfloat16, say."),
+    ] = None,
+    ssm_dtype: Annotated[
+        str, typer.Option(metavar="DTYPE", help="Beside it: recurrent states in bfloat16, say.")
+    ] = "float32",
+    write_every: Annotated[
+        int, typer.Option(metavar="TOKENS", help="Beside it: states written every 16 tokens, say.")
+    ] = 1,
     plain: Plain = False,
     against: Against = None,
     repeats: Repeats = 3,
@@ -73,8 +83,11 @@ def bench_decode(
 ) -> None:
     """Tokens a second at growing batches, beside what the memory's bandwidth allows."""
     from retort.bench.commands import Asked, Where, measure_decode
+    from retort.recipe import Cache, parse
 
-    asked, where = Asked(models or (), plain, against or ()), Where(device, threads, out, pictures)
+    told = {"kv_dtype": kv_dtype, "ssm_dtype": ssm_dtype, "write_every": write_every}
+    asked = Asked(models or (), plain, against or (), parse(Cache, told))
+    where = Where(device, threads, out, pictures)
     _end_bench(
         measure_decode(asked, where, (prompt, new, steps), prompts, batch, most, repeats), json
     )

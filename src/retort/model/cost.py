@@ -2,8 +2,8 @@
 
 Everything follows from the configuration; nothing is built or measured. A multiply-add is two
 FLOPs, and only products and recurrences count: norms, gates, activations, RoPE, softmax and
-sampling do not. Weights, caches and logits have `dtype_bytes` bytes a number; recurrent states are
-always in float32.
+sampling do not. Weights, caches and logits have `dtype_bytes` bytes a number and recurrent states
+are in float32, unless `CacheBytes` says otherwise of what is remembered.
 """
 
 from __future__ import annotations
@@ -110,20 +110,45 @@ def _mixer(config: DecoderConfig) -> MixerConfig:
 # ------------------------------------------------------------------ state
 
 
-def state_bytes(config: DecoderConfig, dtype_bytes: int) -> int:
-    """Bytes of a row's state that do not grow with its length: recurrence and convolution."""
+@dataclass(frozen=True)
+class CacheBytes:
+    """How many bytes a number of what rows remember has: of keys and values, and of recurrent
+    states, which are written every so many tokens.
+    """
+
+    kv: int
+    ssm: int = _FLOAT32
+    write_every: int = 1
+
+
+def state_bytes(config: DecoderConfig, dtype_bytes: int, cache: CacheBytes | None = None) -> int:
+    """Bytes of a row's state that do not grow with its length: recurrence and convolution, and the
+    inputs since states were written where that is not in every step.
+    """
     if not config.linear_layers:
         return 0
-    mixer = _mixer(config)
+    mixer, cache = _mixer(config), cache or CacheBytes(dtype_bytes)
     past = (mixer.conv_width - 1) * mixer.conv_channels * dtype_bytes
-    return recurrent_bytes(config) + len(config.linear_layers) * past
+    held = cache.write_every if cache.write_every > 1 else 0
+    inputs = past + held * _input_bytes(mixer, dtype_bytes)
+    return recurrent_bytes(config, cache.ssm) + len(config.linear_layers) * inputs
 
 
-def recurrent_bytes(config: DecoderConfig) -> int:
-    """Bytes of a row's recurrent states, in float32: what a decode step reads and writes."""
+def recurrent_bytes(config: DecoderConfig, itemsize: int = _FLOAT32) -> int:
+    """Bytes of a row's recurrent states: what a decode step reads, and writes."""
     if not config.linear_layers:
         return 0
-    return len(config.linear_layers) * _mixer(config).state_channels * _FLOAT32
+    return len(config.linear_layers) * _mixer(config).state_channels * itemsize
+
+
+def _input_bytes(mixer: MixerConfig, dtype_bytes: int) -> int:
+    """What a token adds to one layer's state, kept until that is written: x and B, and of each head
+    its decay and scale in float32. Mamba-1 writes its state in every step.
+    """
+    if isinstance(mixer, Mamba1Config):
+        return 0
+    shared = mixer.groups * mixer.state_size
+    return (mixer.inner + shared) * dtype_bytes + 2 * mixer.heads * _FLOAT32
 
 
 def kv_bytes_per_token(config: DecoderConfig, dtype_bytes: int) -> int:
@@ -241,24 +266,40 @@ class DecodeBytes:
 
 
 def decode_bytes(
-    config: DecoderConfig, batch: int, context: int, dtype_bytes: int = 2
+    config: DecoderConfig,
+    batch: int,
+    context: int,
+    dtype_bytes: int = 2,
+    cache: CacheBytes | None = None,
 ) -> DecodeBytes:
-    """Bytes of a decode step whose rows see `context` tokens each.
+    """Bytes of a decode step whose rows see `context` tokens each, in the mean over steps.
 
     Every weight is read once (an embedding that is not also the head is looked up, not read), the
-    recurrent state is read and written, keys and values are read, and a logit is written in the
-    model's dtype and then written and read once in float32 for sampling. Left out: activations, the
-    past inputs of convolutions, and writing the new keys and values.
+    recurrent state is read and every so often written, and the inputs kept until then are read;
+    keys and values are read, and a logit is written in the model's dtype and then written and read
+    once in float32 for sampling. Left out: activations, the past inputs of convolutions, and
+    writing the new keys and values.
     """
+    cache = cache or CacheBytes(dtype_bytes)
     sizes = parameters(config)
     weights = sizes.total if config.tie_embeddings else sizes.total - sizes.embedding
     return DecodeBytes(
         batch=batch,
         weights=weights * dtype_bytes,
-        state=batch * 2 * recurrent_bytes(config),
-        kv=batch * context * kv_bytes_per_token(config, dtype_bytes),
+        state=batch * _state_traffic(config, dtype_bytes, cache),
+        kv=batch * context * kv_bytes_per_token(config, cache.kv),
         logits=batch * config.vocab_size * (dtype_bytes + 2 * _FLOAT32),
     )
+
+
+def _state_traffic(config: DecoderConfig, dtype_bytes: int, cache: CacheBytes) -> int:
+    """What a row's step reads and writes of its recurrent states and of the inputs beside them."""
+    states, every = recurrent_bytes(config, cache.ssm), cache.write_every
+    if every == 1 or not config.linear_layers:
+        return 2 * states
+    # One input is written, and between none and all but one of them are read.
+    inputs = len(config.linear_layers) * _input_bytes(_mixer(config), dtype_bytes)
+    return round(states * (1 + 1 / every) + inputs * (1 + (every - 1) / 2))
 
 
 def decode_limit(
@@ -273,13 +314,18 @@ def decode_limit(
 
 
 def largest_batch(
-    config: DecoderConfig, context: int, memory_bytes: float, dtype_bytes: int = 2
+    config: DecoderConfig,
+    context: int,
+    memory_bytes: float,
+    dtype_bytes: int = 2,
+    cache: CacheBytes | None = None,
 ) -> int:
     """How many rows of `context` tokens fit beside the weights; 0 where not even those do.
 
     A row holds its state, its keys and values, and its logits twice: in the model's dtype and in
     float32. Activations and what an allocator loses must be taken off `memory_bytes` before.
     """
-    row = state_bytes(config, dtype_bytes) + context * kv_bytes_per_token(config, dtype_bytes)
+    cache = cache or CacheBytes(dtype_bytes)
+    row = state_bytes(config, dtype_bytes, cache) + context * kv_bytes_per_token(config, cache.kv)
     row += config.vocab_size * (dtype_bytes + _FLOAT32)
     return max(0, int((memory_bytes - parameters(config).total * dtype_bytes) // row))

@@ -53,7 +53,7 @@ from retort.recipe.running import (
     Planning,
     Tracker,
 )
-from retort.recipe.sampling import Draft, SampleRecipe, Sampling
+from retort.recipe.sampling import Cache, Draft, SampleRecipe, Sampling
 from retort.recipe.scoring import Rollouts, ScoreRecipe, ScorerKind, VerifierRecipe
 from retort.recipe.students import (
     Continued,
@@ -74,6 +74,7 @@ __all__ = [
     "PAPER_PROMPT",
     "RECIPES",
     "Arithmetic",
+    "Cache",
     "Chat",
     "Checkpoints",
     "Continued",

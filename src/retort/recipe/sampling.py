@@ -31,11 +31,22 @@ class Draft(Frozen):
     tokens: PositiveInt = 4
 
 
+class Cache(Frozen):
+    """How what completions remember is kept: keys and values in the model's dtype unless said, and
+    recurrent states, those of the Mamba-2 kinds written after so many tokens.
+    """
+
+    kv_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    ssm_dtype: Literal["float32", "bfloat16"] = "float32"
+    write_every: Literal[1, 2, 4, 8, 16, 32, 64] = 1
+
+
 class SampleRecipe(Frozen):
     """`retort sample`: one model on one set of problems, into one run folder.
 
     `slots` auto stands for as many as the free memory holds and are of use. `shots` are problems
     with worked solutions that are asked and answered before each question, `count` of them.
+    `threads` are a CPU's, one for each core unless said.
     """
 
     out: Path
@@ -46,7 +57,9 @@ class SampleRecipe(Frozen):
     shots: Problems | None = None
     sampling: Sampling = Sampling()
     draft: Draft | None = None
+    cache: Cache = Cache()
     slots: PositiveInt | Literal["auto"] = "auto"
+    threads: PositiveInt | None = None
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     force: bool = False
@@ -56,4 +69,13 @@ class SampleRecipe(Frozen):
         # Sets have thousands of problems, and all of them in one prompt is what nobody asks for.
         if self.shots is not None and "count" not in self.shots.model_fields_set:
             raise ValueError("shots: say how many examples to show, such as shots.count=4")
+        return self
+
+    @model_validator(mode="after")
+    def _plain_cache(self) -> Self:
+        if self.draft is not None and self.cache != Cache():
+            raise ValueError(
+                "cache: what a draft proposes is verified with everything kept as the model has "
+                "it; leave out draft or cache"
+            )
         return self

@@ -16,6 +16,7 @@ from retort.model import weights
 from retort.model.decoder import Decoder
 from retort.model.devices import fast_dtype, open_device
 from retort.recipe import SampleRecipe
+from retort.sample.cache import CacheSettings
 from retort.sample.engine import Decode, Engine
 from retort.sample.memory import auto_slots
 from retort.sample.speculative import Speculative, load_draft
@@ -59,10 +60,14 @@ def open_engine(recipe: SampleRecipe) -> Engine:
     or a device that do not work here.
     """
     open_device(recipe.device)
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
     dtype, tokenizer = dtype_of(recipe), load_tokenizer(recipe.model)
     decoder = weights.load(recipe.model, dtype, recipe.device)
     if recipe.draft is None:
-        return Engine(decoder, _slots(recipe, [decoder]), _decoding(tokenizer))
+        cache = CacheSettings.of(recipe.cache)
+        slots = _slots(recipe, [decoder])
+        return Engine(decoder, slots, _decoding(tokenizer), cache=cache)
     draft = load_draft(recipe.draft.model, decoder, tokenizer, dtype)
     slots = _slots(recipe, [decoder, draft])
     decode = _decoding(tokenizer)
@@ -80,7 +85,8 @@ def _decoding(tokenizer: PreTrainedTokenizerBase) -> Decode:
 
 def _slots(recipe: SampleRecipe, decoders: Sequence[Decoder]) -> int:
     if recipe.slots == "auto":
-        return auto_slots(decoders, PROMPT_TOKENS + recipe.sampling.max_tokens)
+        longest = PROMPT_TOKENS + recipe.sampling.max_tokens
+        return auto_slots(decoders, longest, CacheSettings.of(recipe.cache))
     return recipe.slots
 
 

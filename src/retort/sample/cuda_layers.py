@@ -22,20 +22,7 @@ from retort.model.mamba2 import DiscreteMamba2, Mamba2
 from retort.model.norms import RMSNorm
 from retort.model.state import AttentionState, MambaState
 from retort.ops.cuda import attention, dual, selective
-
-
-@dataclass(frozen=True)
-class StateSettings:
-    """How recurrent states are kept: their dtype, and every how many tokens those of Mamba-2 are
-    written. Raises ValueError unless that is a power of two up to 64.
-    """
-
-    dtype: torch.dtype = torch.float32
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        if self.every not in (1, 2, 4, 8, 16, 32, 64):
-            raise ValueError(f"states written every {self.every} tokens: use 1, 2, 4, .. or 64")
+from retort.sample.cache import CacheSettings
 
 
 @dataclass(frozen=True)
@@ -115,13 +102,13 @@ class DualLayer:
     """A Mamba-2 mixer, stock or discrete."""
 
     def __init__(
-        self, mixer: Mamba2 | DiscreteMamba2, shared: Shared, settings: StateSettings
+        self, mixer: Mamba2 | DiscreteMamba2, shared: Shared, cache: CacheSettings
     ) -> None:
         self.length_S = shared.rows.length_S
         self.in_CD, self.out_DE = mixer.in_proj.weight, mixer.out_proj.weight
         self.geometry = _geometry(mixer)
         self.weights = _weights(mixer)
-        self.state = _empty_state(self.geometry, self.in_CD, shared.held_S, settings)
+        self.state = _empty_state(self.geometry, self.in_CD, shared.held_S, cache)
 
     def tensors(self) -> list[Tensor]:
         """Recurrent states, past inputs, and the ring if there is one."""
@@ -147,7 +134,7 @@ class DualLayer:
 class SelectiveLayer:
     """A Mamba-1 mixer."""
 
-    def __init__(self, mixer: Mamba1, shared: Shared, settings: StateSettings) -> None:
+    def __init__(self, mixer: Mamba1, shared: Shared, cache: CacheSettings) -> None:
         config = mixer.config
         self.length_S, self.rank = shared.rows.length_S, config.dt_rank
         self.in_CD, self.out_DE = mixer.in_proj.weight, mixer.out_proj.weight
@@ -161,7 +148,7 @@ class SelectiveLayer:
         self.weights = selective.Weights(taps_first(conv), conv.bias, bias_E, rate_EN, mixer.D)
         slots, empty = len(shared.held_S), self.in_CD.new_zeros
         self.state = selective.State(
-            empty(slots, config.inner, config.state_size, dtype=settings.dtype),
+            empty(slots, config.inner, config.state_size, dtype=cache.ssm_dtype),
             empty(slots, config.conv_width, config.kv_inner),
         )
         x_X = torch.arange(config.kv_inner, device=bias_E.device)
@@ -187,15 +174,13 @@ class SelectiveLayer:
         return linear(y_SE, self.out_DE)
 
 
-def open_layer(
-    mixer: Mixer, index: int, shared: Shared, room: int, settings: StateSettings
-) -> Layer:
+def open_layer(mixer: Mixer, index: int, shared: Shared, room: int, cache: CacheSettings) -> Layer:
     """A mixer for the slots that `shared` is of; `index` and `room` are of attention."""
     if isinstance(mixer, Attention):
         return AttentionLayer(mixer, index, shared, room)
     if isinstance(mixer, Mamba1):
-        return SelectiveLayer(mixer, shared, settings)
-    return DualLayer(mixer, shared, settings)
+        return SelectiveLayer(mixer, shared, cache)
+    return DualLayer(mixer, shared, cache)
 
 
 def taps_first(conv: CausalConv) -> Tensor:
@@ -218,11 +203,11 @@ def _weights(mixer: Mamba2 | DiscreteMamba2) -> dual.Weights:
 
 
 def _empty_state(
-    geometry: dual.Geometry, like: Tensor, held_S: Tensor, settings: StateSettings
+    geometry: dual.Geometry, like: Tensor, held_S: Tensor, cache: CacheSettings
 ) -> dual.State:
-    slots, tokens = len(held_S), settings.every
+    slots, tokens = len(held_S), cache.write_every
     shape = slots, geometry.heads, geometry.head_dim, geometry.state
-    ssm_SHPN = like.new_zeros(shape, dtype=settings.dtype)
+    ssm_SHPN = like.new_zeros(shape, dtype=cache.ssm_dtype)
     conv_SKF = like.new_zeros(slots, geometry.taps, geometry.channels)
     if tokens == 1:
         return dual.State(ssm_SHPN, conv_SKF)

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from retort.console import warn
 from retort.model.decoder import Decoder
+from retort.sample.cache import CacheSettings
 from retort.sample.clock import StepLog, Timing
+from retort.sample.forward import check_cache
 from retort.sample.memory import is_out_of_memory
 from retort.sample.queue import Prompts, Queue, Request, fill
 from retort.sample.slots import open_slots
@@ -66,7 +68,8 @@ class Engine:
     At most `slots` completions run at once; a finished one makes room for the next. What a
     completion says depends on its prompt and its seed alone, not on what shares its batch (up to
     ties in floating point). `decode` turns tokens into text, for stop strings; `look` is the number
-    of steps between looks at what has finished, by default what suits the device.
+    of steps between looks at what has finished, by default what suits the device; `cache` how what
+    rows remember is kept. Raises ValueError where there are no slots, or no kernels for the cache.
     """
 
     def __init__(
@@ -75,10 +78,13 @@ class Engine:
         slots: int = 64,
         decode: Decode | None = None,
         look: int | None = None,
+        cache: CacheSettings | None = None,
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots = {slots}: at least one is needed")
         self.decoder, self.slots, self.decode = decoder, slots, decode
+        self.cache = cache or CacheSettings()
+        check_cache(decoder, self.cache)
         self.look = look or (1 if decoder.device.type == "cpu" else LOOK_STEPS)
         self.share_from: int | None = None  # `Forward.share_from`, once slots are open
         self.timing, self.log = Timing(), StepLog()
@@ -166,7 +172,7 @@ class _Batch:
         own = params.max_tokens + engine.look
         lengths = self.prompts.longest + own, own
         count = min(engine.slots, len(left))
-        self.slots = open_slots(engine.decoder, count, lengths, params, self.stops)
+        self.slots = open_slots(engine.decoder, count, lengths, params, self.stops, engine.cache)
         engine.share_from = self.slots.forward.share_from
 
     def run(self) -> Iterator[Finished]:

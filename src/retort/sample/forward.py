@@ -15,8 +15,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from retort.model.config import Mamba1Config
 from retort.model.decoder import Decoder
 from retort.model.state import DecoderState
+from retort.sample.cache import CacheSettings
 
 KERNELS = (torch.bfloat16, torch.float16, torch.float32)
 """What a GPU has kernels for."""
@@ -96,20 +98,55 @@ def has_gpu_kernels(weight: Tensor) -> bool:
     return on_gpu and importlib.util.find_spec("triton") is not None
 
 
+def has_cpu_kernels(weight: Tensor) -> bool:
+    """Whether Numba's kernels are for a decoder with such weights."""
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+def check_cache(decoder: Decoder, cache: CacheSettings) -> None:
+    """Raises ValueError for settings that the decoder's forward has no kernels for."""
+    weight, config = decoder.lm_head.weight, decoder.config
+    gpu, cpu = has_gpu_kernels(weight), has_cpu_kernels(weight)
+    if cache != CacheSettings() and not (gpu or cpu):
+        raise ValueError(
+            f"cache ({cache}): {weight.dtype} on {weight.device.type} runs without kernels, which "
+            "keeps everything as the model has it; leave cache out, or use float32"
+        )
+    if cpu and (cache.ssm_dtype != torch.float32 or cache.write_every > 1):
+        raise ValueError(
+            f"cache ({cache}): on a CPU recurrent states are in float32 and written in every step; "
+            "only kv_dtype can be chosen"
+        )
+    if cpu and cache.kv_dtype not in (None, torch.float32, torch.bfloat16):
+        raise ValueError(f"cache ({cache}): on a CPU kv_dtype is float32 or bfloat16")
+    if gpu and cache.kv_dtype not in (None, weight.dtype):
+        raise ValueError(
+            f"cache ({cache}): on a GPU keys and values have the model's dtype, {weight.dtype}"
+        )
+    if isinstance(config.mixer, Mamba1Config) and cache.write_every > 1:
+        raise ValueError(f"cache ({cache}): Mamba-1 writes its states in every step")
+
+
 def open_forward(
-    decoder: Decoder, slots: int, max_length: int, own_length: int | None = None
+    decoder: Decoder,
+    slots: int,
+    max_length: int,
+    own_length: int | None = None,
+    cache: CacheSettings | None = None,
 ) -> Forward:
     """The fastest forward for the decoder's device and dtype.
 
-    Rows have at most `max_length` tokens, `own_length` of them behind their prompts.
+    Rows have at most `max_length` tokens, `own_length` of them behind their prompts. Raises
+    ValueError for a cache that it has no kernels for.
     """
-    weight = decoder.lm_head.weight
+    weight, cache = decoder.lm_head.weight, cache or CacheSettings()
+    check_cache(decoder, cache)
     if has_gpu_kernels(weight):
         from retort.sample.forward_cuda import Cuda
 
-        return Cuda(decoder, slots, max_length, own_length)
-    if weight.device.type == "cpu" and weight.dtype == torch.float32:
+        return Cuda(decoder, slots, max_length, own_length, cache)
+    if has_cpu_kernels(weight):
         from retort.sample.forward_cpu import Cpu
 
-        return Cpu(decoder, slots, max_length)
+        return Cpu(decoder, slots, max_length, cache.kv_dtype or torch.float32)
     return Plain(decoder, slots, max_length)

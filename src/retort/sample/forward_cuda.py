@@ -22,7 +22,8 @@ from retort.model.decoder import MLP, Decoder
 from retort.model.state import AttentionState, DecoderState
 from retort.ops.cuda import attention, norms
 from retort.ops.cuda.maths import block
-from retort.sample.cuda_layers import Shared, StateSettings, Sums, open_layer
+from retort.sample.cache import CacheSettings
+from retort.sample.cuda_layers import Shared, Sums, open_layer
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 PROGRAMS = 4
@@ -44,14 +45,14 @@ class Cuda:
         slots: int,
         max_length: int,
         own_length: int | None = None,
-        states: StateSettings | None = None,
+        cache: CacheSettings | None = None,
     ) -> None:
         dtype = decoder.lm_head.weight.dtype
         if dtype not in DTYPES:
             raise ValueError(f"no kernels for {dtype}: use bfloat16, float16 or float32")
         self.decoder, self.slots, self.device = decoder, slots, decoder.device
         self.max_length, self.own_length = max_length, own_length or max_length
-        self.settings = states or StateSettings()
+        self.cache = cache or CacheSettings()
         self.sharing = _Sharing(slots, attention_geometry(decoder))
         # rows of a prompt always share it
         self.share_from = None if self.sharing.geometry is None else 0
@@ -59,7 +60,7 @@ class Cuda:
         mixers = [block.mixer for block in decoder.blocks]
         self.layers = [
             open_layer(
-                mixer, _attention_layers(mixers[:i]), self.shared, self.own_length, self.settings
+                mixer, _attention_layers(mixers[:i]), self.shared, self.own_length, self.cache
             )
             for i, mixer in enumerate(mixers)
         ]
@@ -187,8 +188,8 @@ class Cuda:
 
     def _count(self, rows: int) -> None:
         self.shared.rows.length_S[:rows].add_(1)
-        if self.settings.every > 1:
-            self.shared.held_S[:rows].add_(1).remainder_(self.settings.every)
+        if self.cache.write_every > 1:
+            self.shared.held_S[:rows].add_(1).remainder_(self.cache.write_every)
 
 
 class _Sharing:

@@ -10,6 +10,7 @@ import torch
 
 from retort.model.cost import largest_batch, parameters
 from retort.model.decoder import Decoder
+from retort.sample.cache import CacheSettings
 
 SHARE = 0.8
 """Of the free memory, what slots may take; the rest is for activations and other programs."""
@@ -17,21 +18,25 @@ MOST = {"cpu": 128, "cuda": 1024}
 """More slots than these bring no more tokens per second."""
 
 
-def auto_slots(decoders: Sequence[Decoder], max_length: int) -> int:
+def auto_slots(
+    decoders: Sequence[Decoder], max_length: int, cache: CacheSettings | None = None
+) -> int:
     """As many slots for rows of `max_length` tokens, of which each decoder has a state, as the free
     memory of their device holds, and are of use; at least one.
     """
+    cache = cache or CacheSettings()
     device = decoders[0].device
     budget = SHARE * free_memory(device)
     # A row takes what it takes of each, so that shares of the budget for a row add up.
-    share = sum(1 / max(1, _rows(decoder, max_length, budget)) for decoder in decoders)
+    share = sum(1 / max(1, _rows(decoder, max_length, budget, cache)) for decoder in decoders)
     return max(1, min(MOST.get(device.type, 1024), int(1 / share)))
 
 
-def _rows(decoder: Decoder, max_length: int, budget: float) -> int:
-    config, size = decoder.config, decoder.lm_head.weight.element_size()
+def _rows(decoder: Decoder, max_length: int, budget: float, cache: CacheSettings) -> int:
+    config, dtype = decoder.config, decoder.lm_head.weight.dtype
     # `largest_batch` takes the weights off, and these are there already.
-    return largest_batch(config, max_length, budget + parameters(config).total * size, size)
+    budget += parameters(config).total * dtype.itemsize
+    return largest_batch(config, max_length, budget, dtype.itemsize, cache.bytes_of(dtype))
 
 
 def free_memory(device: torch.device) -> float:

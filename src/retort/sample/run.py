@@ -23,8 +23,9 @@ from retort.data.problems import Problem
 from retort.model import weights
 from retort.model.config import ATTENTION, DecoderConfig
 from retort.model.cost import decode_bytes, decode_flops, kv_bytes_per_token
-from retort.recipe import BUNDLED_TEACHER, SampleRecipe, Sampling
+from retort.recipe import BUNDLED_TEACHER, Cache, SampleRecipe, Sampling
 from retort.sample import workers
+from retort.sample.cache import CacheSettings
 from retort.sample.clock import Timing, together
 from retort.sample.cluster import Cluster
 from retort.sample.crew import Alone, Crew, dtype_of, open_engine
@@ -126,6 +127,8 @@ def _identity(recipe: SampleRecipe) -> dict[str, Any]:
         # The same distribution, but not the same draws from it.
         draft = {"model": fingerprint(recipe.draft.model), "tokens": recipe.draft.tokens}
         identity["draft"] = draft
+    if recipe.cache != Cache():
+        identity["cache"] = recipe.cache.model_dump()
     return identity
 
 
@@ -141,7 +144,7 @@ def _facts(recipe: SampleRecipe, config: DecoderConfig, device: str) -> dict[str
             "folder": "bundled" if recipe.model == BUNDLED_TEACHER else str(recipe.model),
             "fingerprint": fingerprint(recipe.model),
             "parameters": weights.empty(config).size,
-            "token": _token(config, dtype_of(recipe).itemsize),
+            "token": _token(config, dtype_of(recipe), CacheSettings.of(recipe.cache)),
         },
         "n": recipe.sampling.n,
         "recipe": recipe.model_dump(mode="json", exclude={"force"}),
@@ -155,18 +158,19 @@ def _facts(recipe: SampleRecipe, config: DecoderConfig, device: str) -> dict[str
     }
 
 
-def _token(config: DecoderConfig, dtype_bytes: int) -> dict[str, float]:
+def _token(config: DecoderConfig, dtype: torch.dtype, cache: CacheSettings) -> dict[str, float]:
     """What decoding a token takes: of itself, for each token that it sees, and in weights, which
     all rows of a step share.
     """
     alone, beside_one = (decode_flops(config, context).total for context in (0, 1))
-    moved = decode_bytes(config, batch=1, context=0, dtype_bytes=dtype_bytes)
+    kept = cache.bytes_of(dtype)
+    moved = decode_bytes(config, 1, context=0, dtype_bytes=dtype.itemsize, cache=kept)
     return {
         "flops": alone,
         "flops_per_context": beside_one - alone,
         "weight_bytes": moved.weights,
         "row_bytes": moved.state + moved.logits,
-        "bytes_per_context": kv_bytes_per_token(config, dtype_bytes),
+        "bytes_per_context": kv_bytes_per_token(config, kept.kv),
     }
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from retort.model.decoder import Decoder
 from retort.model.state import DecoderState
+from retort.sample.cache import CacheSettings
 from retort.sample.forward import Forward, Plain, open_forward
 from retort.sample.graphs import Replayed
 from retort.sample.samplers import Sampler, open_sampler
@@ -125,13 +126,14 @@ def open_slots(
     lengths: tuple[int, int],
     params: SamplingParams,
     stops: Collection[int],
+    cache: CacheSettings | None = None,
 ) -> Slots:
     """Slots by the fastest way there is for the decoder's device and dtype.
 
     `lengths` bound the tokens of a row: all of them, and those behind its prompt. Raises ValueError
     as the kernels do.
     """
-    forward = open_forward(decoder, slots, *lengths)
+    forward = open_forward(decoder, slots, *lengths, cache)
     sampler = open_sampler(params, decoder, slots)
     if isinstance(forward, Plain) or forward.device.type != "cuda":
         return Slots(forward, sampler, params.max_tokens, stops)

@@ -132,7 +132,7 @@ class Worker:
     def engine(self) -> Engine:
         if self.recipe.device == "cpu":
             # Workers side by side with several threads each would wait for one another's.
-            torch.set_num_threads(1)
+            torch.set_num_threads(self.recipe.threads or 1)
         try:
             for folder, known in zip(models(self.recipe), self.fingerprints, strict=True):
                 if fingerprint(folder) != known:

@@ -22,11 +22,11 @@ from retort.model.config import (
 )
 from retort.model.decoder import Decoder
 from retort.ops.cuda.draw import Filters, draw, uniforms
-from retort.sample.cuda_layers import StateSettings
+from retort.sample.cache import CacheSettings
 from retort.sample.forward_cuda import Cuda
 
 SIZES: dict[str, Any] = {"heads": 2, "head_dim": 64, "state_size": 64}
-RARELY = StateSettings(torch.bfloat16, every=16)
+RARELY = CacheSettings(ssm_dtype=torch.bfloat16, write_every=16)
 
 
 class Driver:
@@ -62,7 +62,7 @@ def compile_only() -> None:
     triton.runtime.driver.set_active(Driver())
 
 
-def step(mixer: MixerConfig | None, states: StateSettings | None, **changes: Any) -> None:
+def step(mixer: MixerConfig | None, cache: CacheSettings | None, **changes: Any) -> None:
     """One of a decoder with one layer in bfloat16."""
     settings: dict[str, Any] = {
         "vocab_size": 64,
@@ -75,7 +75,7 @@ def step(mixer: MixerConfig | None, states: StateSettings | None, **changes: Any
         "mixer": mixer,
     }
     decoder = Decoder(DecoderConfig(**settings | changes)).bfloat16()
-    forward = Cuda(decoder, 2, 64, states=states)
+    forward = Cuda(decoder, 2, 64, cache=cache)
     state = decoder.init_state(1, 32)
     forward.admit(torch.arange(2), state)
     forward.step(torch.zeros(2, dtype=torch.long), 8)

@@ -13,7 +13,8 @@ from retort.model.config import DiscreteMamba2Config, Mamba1Config, Mamba2Config
 from retort.model.context import Context
 from retort.model.decoder import Decoder, StateSpace
 from retort.ops.cuda.attention import Rows
-from retort.sample.cuda_layers import Shared, StateSettings, open_layer
+from retort.sample.cache import CacheSettings
+from retort.sample.cuda_layers import Shared, open_layer
 
 SIZES: dict[str, Any] = {"heads": 2, "head_dim": 5, "state_size": 3}
 STOCK = Mamba2Config(**SIZES, groups=2)
@@ -41,11 +42,11 @@ def shared(rows: int, device: str) -> Shared:
 
 
 def run(
-    mixer: StateSpace, u_TSD: Tensor, settings: StateSettings, again: int = -1
+    mixer: StateSpace, u_TSD: Tensor, cache: CacheSettings, again: int = -1
 ) -> tuple[Tensor, list[Tensor]]:
     """Outputs and last states by kernels; the first row starts again before token `again`."""
     rows = shared(u_TSD.shape[1], str(u_TSD.device))
-    layer = open_layer(mixer, 0, rows, 0, settings)
+    layer = open_layer(mixer, 0, rows, 0, cache)
     outputs = []
     for t, u_SD in enumerate(u_TSD):
         if t == again:
@@ -53,7 +54,7 @@ def run(
                 tensor[0] = 0
         outputs.append(layer.step(u_SD, None))
         rows.rows.length_S.add_(1)
-        rows.held_S.add_(1).remainder_(settings.every)
+        rows.held_S.add_(1).remainder_(cache.write_every)
     return torch.stack(outputs), layer.tensors()
 
 
@@ -82,7 +83,7 @@ def close(found: Tensor, wanted: Tensor, tolerance: float = 3e-5) -> None:
 def test_steps(config: MixerConfig, make_decoder: Make, triton_device: str) -> None:
     mixer = mixer_of(make_decoder, config, triton_device, torch.float32)
     u_TSD = torch.randn(4, 2, 16, device=triton_device)
-    found_TSD, states = run(mixer, u_TSD, StateSettings(), again=2)
+    found_TSD, states = run(mixer, u_TSD, CacheSettings(), again=2)
     wanted_TSD, state_SHPN = plain(mixer, u_TSD, again=2)
     close(found_TSD, wanted_TSD)
     close(states[0].flatten(), state_SHPN.flatten())
@@ -94,7 +95,7 @@ def test_states_written_now_and_then(
 ) -> None:
     mixer = mixer_of(make_decoder, config, triton_device, torch.float32)
     u_TSD = torch.randn(6, 2, 16, device=triton_device)
-    found_TSD, _ = run(mixer, u_TSD, StateSettings(every=4), again=2)
+    found_TSD, _ = run(mixer, u_TSD, CacheSettings(write_every=4), again=2)
     wanted_TSD, _ = plain(mixer, u_TSD, again=2)
     close(found_TSD, wanted_TSD)
 
@@ -102,9 +103,9 @@ def test_states_written_now_and_then(
 def test_when_a_state_is_written(make_decoder: Make, triton_device: str) -> None:
     mixer = mixer_of(make_decoder, STOCK, triton_device, torch.float32)
     u_TSD = torch.randn(5, 1, 16, device=triton_device)
-    _, early = run(mixer, u_TSD[:3], StateSettings(every=4))
+    _, early = run(mixer, u_TSD[:3], CacheSettings(write_every=4))
     assert not early[0].any()
-    _, late = run(mixer, u_TSD, StateSettings(every=4))
+    _, late = run(mixer, u_TSD, CacheSettings(write_every=4))
     close(late[0], plain(mixer, u_TSD[:4])[1])
 
 
@@ -112,7 +113,9 @@ def test_when_a_state_is_written(make_decoder: Make, triton_device: str) -> None
 def test_states_in_half_precision(every: int, make_decoder: Make, triton_device: str) -> None:
     mixer = mixer_of(make_decoder, DISCRETE, triton_device, torch.float32)
     u_TSD = torch.randn(5, 1, 16, device=triton_device)
-    found_TSD, states = run(mixer, u_TSD, StateSettings(torch.bfloat16, every))
+    found_TSD, states = run(
+        mixer, u_TSD, CacheSettings(ssm_dtype=torch.bfloat16, write_every=every)
+    )
     assert states[0].dtype == torch.bfloat16
     close(found_TSD, plain(mixer, u_TSD)[0], 0.03)
 
@@ -125,12 +128,7 @@ def test_weights_in_half_precision(
     u_TSD = torch.randn(3, 1, 16, device=triton_device).bfloat16()
     precise_TSD, _ = plain(mixer.float(), u_TSD.float())
     plain_TSD, _ = plain(mixer.bfloat16(), u_TSD)
-    found_TSD, _ = run(mixer, u_TSD, StateSettings(every=1))
+    found_TSD, _ = run(mixer, u_TSD, CacheSettings(write_every=1))
     assert found_TSD.dtype == torch.bfloat16
     mistake, of_torch = ((x - precise_TSD).abs().mean() for x in (found_TSD, plain_TSD))
     assert mistake <= 1.5 * of_torch
-
-
-def test_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match="every 3 tokens"):
-        StateSettings(every=3)
