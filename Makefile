@@ -44,10 +44,10 @@ bench: setup ## measure decoding, prefill, training and the targets on this mach
 results: setup ## make the tables and figures of README and docs/results.md from the raw numbers
 	$(BIN)/python benchmarks/results.py
 
-gpu: setup ## run the tests that need an NVIDIA GPU (they compile every kernel)
+gpu: setup ## on an NVIDIA GPU: its tests (they compile every kernel), then all that is measured there
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit( \
 	  f'make gpu: torch {torch.__version__} sees no GPU; install its CUDA build, then try again')"
-	$(BIN)/python -m pytest -m cuda
+	$(BIN)/python benchmarks/gpu.py
 
 clean: ## remove caches and build results; environments and runs stay
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
