@@ -27,8 +27,9 @@ demo: setup ## distil, sample, grade and report on this machine's CPU, in minute
 
 # One thread for each process: the tests start processes of their own, and idle OpenMP threads spin.
 # A file's tests stay together: what they share is made once, and runs that are forked find a server.
+# Files keep the order that tests/conftest.py gives them: those that take longest come first.
 test: setup ## run the tests, two at a time (no network, no GPU)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## check style and types
 	$(BIN)/ruff check .

@@ -38,10 +38,11 @@ from retort.bench.head import head
 from retort.bench.models import open_models
 from retort.bench.spans import Span
 from retort.model.devices import open_device
-from retort.recipe import Cache, DistillRecipe, load
+from retort.recipe import DistillRecipe, load
+from retort.sample.cache import CacheSettings
 from retort.train.dry_run import dry_run
 
-RARELY = Cache(ssm_dtype="bfloat16", write_every=16)
+RARELY = CacheSettings(ssm_dtype=torch.bfloat16, write_every=16)
 MODELS = {
     "1b": ("llama-3.2-1b", "llamba-1b", "hybrid-1b", "native-1b-hybrid"),
     "3b": ("llama-3.2-3b", "llamba-4b", "hybrid-3b", "native-3b-hybrid"),
@@ -63,7 +64,7 @@ class Settings:
     batches: tuple[int, ...] = (1, 16, 64, 256, 512, 1024)
     steps: int = 64
     repeats: int = 2
-    cache: Cache = RARELY
+    cache: CacheSettings = RARELY
     recipe: tuple[str, ...] = ("llamba-1b.yaml",)
 
 

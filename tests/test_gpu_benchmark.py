@@ -5,16 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from benchmarks import gpu
 
-from retort.recipe import Cache
+from retort.sample.cache import CacheSettings
 
 SMALL = gpu.Settings(
     device="cpu",
     batches=(1, 2),
     steps=2,
     repeats=1,
-    cache=Cache(kv_dtype="bfloat16"),
+    cache=CacheSettings(kv_dtype=torch.bfloat16),
     recipe=("demo/pure.yaml", *(f"stages.{i}.micro_rows=1" for i in range(3))),
 )
 

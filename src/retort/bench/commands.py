@@ -18,7 +18,6 @@ from retort.bench.models import Model, open_models
 from retort.bench.running import finish
 from retort.bench.spans import Protocol
 from retort.model.devices import open_device
-from retort.recipe import Cache
 from retort.sample.cache import CacheSettings
 
 STEPS = 128
@@ -45,7 +44,7 @@ class Asked:
     models: Sequence[str] = ()
     plain: bool = False
     against: Sequence[str] = ()
-    cache: Cache | None = None
+    cache: CacheSettings | None = None
 
 
 def measure_decode(
@@ -112,9 +111,7 @@ def measure_targets(where: Where, batch: int, steps: int, repeats: int) -> targe
 def _contenders(asked: Asked, where: Where) -> tuple[list[Contender[Any]], Head]:
     """What is measured, and the head of its result."""
     opened: list[Model] = open_models(asked.models, where.device)
-    asked_cache = asked.cache or Cache()
-    cache = None if asked_cache == Cache() else CacheSettings.of(asked_cache)
-    found, notes = peers.contenders(opened, asked.plain, asked.against, cache)
+    found, notes = peers.contenders(opened, asked.plain, asked.against, asked.cache)
     return found, _head(opened, where, notes)
 
 

@@ -84,9 +84,12 @@ def bench_decode(
     """Tokens a second at growing batches, beside what the memory's bandwidth allows."""
     from retort.bench.commands import Asked, Where, measure_decode
     from retort.recipe import Cache, parse
+    from retort.sample.cache import CacheSettings
 
     told = {"kv_dtype": kv_dtype, "ssm_dtype": ssm_dtype, "write_every": write_every}
-    asked = Asked(models or (), plain, against or (), parse(Cache, told))
+    cache = CacheSettings.of(parse(Cache, told))
+    beside = None if cache == CacheSettings() else cache
+    asked = Asked(models or (), plain, against or (), beside)
     where = Where(device, threads, out, pictures)
     _end_bench(
         measure_decode(asked, where, (prompt, new, steps), prompts, batch, most, repeats), json
