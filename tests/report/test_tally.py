@@ -1,7 +1,9 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from retort.report import build
 from retort.report.metrics import VoteGroup
 from retort.report.tally import Tally, check_comparable, common_version, tally
 from retort.store import Run
@@ -88,15 +90,31 @@ def test_clocks_are_read_as_they_were_written(make_run: MakeRun) -> None:
     run = make_run("m", OUTCOMES)
     scored(run, "judge", lambda i: [0.5], "probability")
     newer = timing(1000) | {"starts": 10, "start_seconds": 2.0, "look": 3}
+    newer |= {"share_from": 2048}
     with run.lock():
         run.timing.append([newer | {"verifications": 4, "accepted": 6}])
         run.scoring("judge").append([{"completions": 5, "seconds": 1.0}] * 2)
     result = counted(run)
     assert result.times is not None
     assert (result.times.start, result.times.tokens, result.times.look) == (0.2, 2.5, 3)
+    assert result.times.share_from == 2048
     assert result.scoring_seconds == {"judge": 0.2}
     assert result.decode_seconds == 20
     assert result.rows == 100  # 10,000 tokens in 100 steps
+
+
+@pytest.mark.parametrize(
+    ("share_from", "slots", "prompts"), [(None, 8, 8), (0, 8, 2), (20, 8, 2), (21, 8, 8), (0, 2, 1)]
+)
+def test_a_step_reads_a_prompt_once_for_the_rows_that_share_it(
+    make_run: MakeRun, share_from: int | None, slots: int, prompts: int
+) -> None:
+    result = counted(make_run("m", OUTCOMES, tokens=20))
+    assert result.times is not None
+    assert result.samples == 4
+    times = replace(result.times, share_from=share_from)
+    # completions of 20 tokens, whose steps see 1 to 20 of them, and prompts of 5
+    assert build._context(result, times, slots) == slots * 10.5 + prompts * 5
 
 
 def test_scores_that_were_not_timed_have_no_seconds(make_run: MakeRun) -> None:

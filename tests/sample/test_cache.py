@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from retort.model.cost import CacheBytes
+from retort.model.cost import CacheBytes, recurrent_bytes
 from retort.model.decoder import Decoder
 from retort.recipe import Cache, RecipeError, SampleRecipe, parse
-from retort.sample import crew, forward, memory
+from retort.sample import crew, forward, memory, run
 from retort.sample.cache import CacheSettings
 from retort.sample.engine import Engine
 from retort.sample.forward import check_cache, open_forward
@@ -108,6 +108,29 @@ def test_more_rows_fit_where_they_keep_less(
 
 
 ASKED = {"out": "run", "model": "bundled", "problems": {"kind": "arithmetic", "count": 1}}
+
+
+def test_slots_are_as_many_as_such_caches_leave_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[CacheSettings] = []
+
+    def slots(decoders: list[Decoder], longest: int, cache: CacheSettings) -> int:
+        seen.append(cache)
+        return 1
+
+    monkeypatch.setattr(crew, "auto_slots", slots)
+    crew.open_engine(parse(SampleRecipe, ASKED | {"cache": {"kv_dtype": "bfloat16"}}))
+    assert seen == [HALF]
+
+
+def test_bytes_of_a_token_are_those_of_the_cache(make_decoder: Make) -> None:
+    config = make_decoder("am").config
+    asked = Cache(kv_dtype="bfloat16", ssm_dtype="bfloat16")
+    usual, half = (
+        run._token(config, torch.float32, CacheSettings.of(each)) for each in (Cache(), asked)
+    )
+    assert usual["bytes_per_context"] == 2 * half["bytes_per_context"]
+    assert usual["row_bytes"] - half["row_bytes"] == recurrent_bytes(config)
+    assert usual["weight_bytes"] == half["weight_bytes"]
 
 
 def test_a_recipe_opens_an_engine_with_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from retort.model.cost import decode_bytes, decode_flops
 from retort.recipe import SampleRecipe, load
 from retort.sample import memory
 from retort.sample import run as runs
+from retort.sample.cpu_prompts import WORTHWHILE
 from retort.sample.engine import Engine, Finished, Request
 from retort.sample.run import sample
 from retort.sample.speculative import Speculative
@@ -190,6 +191,7 @@ def test_timing_adds_up(settings: list[str], monkeypatch: pytest.MonkeyPatch) ->
     assert logged == sum(row["decode_steps"] for row in table) - 1
     assert 0 < sum(row["seconds"] for row in steps) < sum(row["decode_seconds"] for row in table)
     assert {row["look"] for row in table} == {1}
+    assert {row["share_from"] for row in table} == {WORTHWHILE}
 
 
 @pytest.mark.parametrize("flush", [1, 2, 100])
@@ -363,6 +365,7 @@ def test_force_starts_over(settings: list[str]) -> None:
         ("prompt='A: {question}'", 'prompt was "Q: {question}", is now "A: {question}"'),
         ("problems.seed=1", "problems.seed was 0, is now 1"),
         ("dtype=bfloat16", 'dtype was "float32", is now "bfloat16"'),
+        ("cache.kv_dtype=bfloat16", 'cache.kv_dtype was absent, is now "bfloat16"'),
     ],
 )
 def test_another_run_is_refused(settings: list[str], change: str, named: str) -> None:

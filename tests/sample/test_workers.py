@@ -326,6 +326,22 @@ def test_a_workers_engine_is_warm_when_it_is_open(
     assert [params.max_tokens for params in warmed] == [10]
 
 
+@pytest.mark.parametrize(("asked", "threads"), [((), 1), (("threads=3",), 3)])
+def test_a_worker_has_one_thread_unless_told(
+    settings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    asked: tuple[str, ...],
+    threads: int,
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", told.append)
+    monkeypatch.setattr(Engine, "warm", lambda engine, params: None)
+    told_recipe = recipe(settings, *asked)
+    prints = [fingerprint(told_recipe.model)]
+    workers.Worker(0, workers._told(told_recipe), prints, retort.__version__).open()
+    assert told == [threads]
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

@@ -130,9 +130,9 @@ class Worker:
 
     @cached_property
     def engine(self) -> Engine:
-        if self.recipe.device == "cpu":
+        if self.recipe.device == "cpu" and self.recipe.threads is None:
             # Workers side by side with several threads each would wait for one another's.
-            torch.set_num_threads(self.recipe.threads or 1)
+            torch.set_num_threads(1)
         try:
             for folder, known in zip(models(self.recipe), self.fingerprints, strict=True):
                 if fingerprint(folder) != known:
