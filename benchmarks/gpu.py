@@ -80,20 +80,25 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
+    try:
+        open_device("cuda")
+    except ValueError as error:
+        parser.error(str(error))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    open_device("cuda")
     for name in arguments.parts or PARTS:
         print(f"--- {name}", flush=True)
         PARTS[name](arguments.out, Settings())
 
 
 def tests(out: Path, settings: Settings) -> None:
-    """The tests that need a GPU; their summary is kept."""
+    """The tests that need a GPU; their summary is kept. Where one fails, nothing is measured."""
     command = [sys.executable, "-m", "pytest", "-m", settings.device, "-q", "--durations=10"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     print("\n".join(lines[-40:]))
     _write(out / "gpu-tests.json", {"returncode": done.returncode, "summary": lines[-40:]})
+    if done.returncode:
+        raise SystemExit(done.returncode)
 
 
 def decode(models: Sequence[str], name: str, out: Path, settings: Settings) -> None:

@@ -56,7 +56,19 @@ def test_profiles(tmp_path: Path) -> None:
     assert spent[0] > 0
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu.sys, "argv", ["gpu.py", "train", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main()
+    assert "device 'cuda' cannot be used here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_tests_that_fail_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu.sys, "executable", "false")
-    gpu.tests(tmp_path, SMALL)
+    with pytest.raises(SystemExit, match="1"):
+        gpu.tests(tmp_path, SMALL)
     assert json.loads((tmp_path / "gpu-tests.json").read_text())["returncode"] == 1
