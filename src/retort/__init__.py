@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from retort.model.transplant import transplant
     from retort.model.weights import load, save
     from retort.publishing import publish
+    from retort.sample.cache import CacheSettings
     from retort.sample.engine import Completion, Engine
     from retort.sample.tokens import SamplingParams
 
 __all__ = [
+    "CacheSettings",
     "Completion",
     "Decoder",
     "DecoderConfig",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 _HOME: Final = {
+    "CacheSettings": "retort.sample.cache",
     "Completion": "retort.sample.engine",
     "Decoder": "retort.model.decoder",
     "DecoderConfig": "retort.model.config",

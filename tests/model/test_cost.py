@@ -436,3 +436,4 @@ def test_mamba1_writes_its_states_in_every_step(make_decoder: MakeDecoder) -> No
     config = make_decoder("as").config
     rarely = cost.CacheBytes(4, 4, write_every=4)
     assert cost.state_bytes(config, 4, rarely) == cost.state_bytes(config, 4)
+    assert cost.decode_bytes(config, 3, 9, 4, rarely) == cost.decode_bytes(config, 3, 9, 4)

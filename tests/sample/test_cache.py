@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+import retort
 from retort.model.cost import CacheBytes, recurrent_bytes
 from retort.model.decoder import Decoder
 from retort.recipe import Cache, RecipeError, SampleRecipe, parse
@@ -30,6 +31,10 @@ HALF = CacheSettings(kv_dtype=torch.bfloat16)
 def test_other_values_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CacheSettings(**settings)  # type: ignore[arg-type]
+
+
+def test_it_is_a_public_name() -> None:
+    assert retort.CacheSettings is CacheSettings
 
 
 def test_in_words() -> None:

@@ -295,7 +295,7 @@ def decode_bytes(
 def _state_traffic(config: DecoderConfig, dtype_bytes: int, cache: CacheBytes) -> int:
     """What a row's step reads and writes of its recurrent states and of the inputs beside them."""
     states, every = recurrent_bytes(config, cache.ssm), cache.write_every
-    if every == 1 or not config.linear_layers:
+    if every == 1 or not config.linear_layers or isinstance(config.mixer, Mamba1Config):
         return 2 * states
     # One input is written, and between none and all but one of them are read.
     inputs = len(config.linear_layers) * _input_bytes(_mixer(config), dtype_bytes)
