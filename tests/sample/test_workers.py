@@ -538,7 +538,8 @@ def start(settings: list[str], tmp_path: Path) -> Iterator[Callable[..., Samplin
         each.log.close()
 
 
-LONG = ("problems.count=10", "sampling.n=20", "sampling.max_tokens=60", "slots=4")
+# So much that both workers are at it together, however late the second one starts.
+LONG = ("problems.count=10", "sampling.n=100", "sampling.max_tokens=60", "slots=1")
 
 
 @pytest.mark.slow
@@ -557,7 +558,7 @@ def test_a_killed_worker_loses_nothing(
     assert out.decode() == f'{{"out":"{tmp_path / "run"}"}}\n'  # Ray itself says nothing there
     assert psutil.wait_procs(there, timeout=20)[1] == []
     found = said(tmp_path / "run")
-    assert len(found) == 200
+    assert len(found) == 1000
     assert found == said(sample(recipe(settings, *LONG, f"out={tmp_path / 'alone'}")))
 
 
