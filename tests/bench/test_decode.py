@@ -126,7 +126,7 @@ def test_sweep_ends_where_memory_does(
 ) -> None:
     attention, mamba = models[0], models[1]
     row = 120 * cost.kv_bytes_per_token(attention.config, 4) + 61 * 8
-    monkeypatch.setattr(decoding, "free_memory", lambda device: 5.5 * row / decoding.SHARE)
+    monkeypatch.setattr(decoding, "room", lambda decoder: 5.5 * row)
     fakes = [Fake(attention, "attention", [1.0]), Fake(mamba, "mamba", [1.0])]
     result = whole(fakes, Settings(Protocol(112, 8, 8), ("own",), repeats=1), top)
     batches = {

@@ -14,9 +14,12 @@ from torch import Tensor
 from retort.model import weights
 from retort.model.config import Mamba1Config
 from retort.model.decoder import Decoder
-from retort.sample import cpu_prompts, forward_cpu, prefill
+from retort.ops.cpu import products
+from retort.ops.cpu.team import ALONE
+from retort.sample import cpu_prompts, forward_cpu, memory, prefill
 from retort.sample.forward import Forward, Plain
 from retort.sample.forward_cpu import Cpu
+from retort.sample.fused_weights import Matrix, Panels
 from retort.sample.prefill import Prompt
 
 Make = Callable[..., Decoder]
@@ -81,9 +84,36 @@ def come_and_go(decoder: Decoder, threads: int = 1) -> None:
     pair.step(6, 2)
 
 
+@pytest.fixture(params=[False, True], ids=["torch", "panels"])
+def ours(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether this processor is one for our own products."""
+    suited: bool = request.param
+    monkeypatch.setattr(products, "suited", lambda: suited)
+    return suited
+
+
 @pytest.mark.parametrize("layers", MIXERS + HYBRIDS)
-def test_rows_come_and_go(make_decoder: Make, layers: str) -> None:
+def test_rows_come_and_go(make_decoder: Make, layers: str, ours: bool) -> None:
     come_and_go(make_decoder(layers))
+
+
+@pytest.mark.parametrize("layers", ["am", "d", "s"])
+def test_own_products_of_a_row_whatever_shares_its_step(
+    make_decoder: Make, layers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit: neither the number of rows nor a row's place decides how it is summed up."""
+    monkeypatch.setattr(products, "suited", lambda: True)
+    decoder = make_decoder(layers)
+    (prompt, *_) = prefill.read(decoder, PROMPTS)
+    few, many = (Cpu(decoder, slots, 30, threads=threads) for slots, threads in ((2, 1), (70, 2)))
+    few.admit(torch.tensor([0, 1]), prompt.state)
+    many.admit(torch.arange(70), prompt.state)
+    for reach in range(4, 9):
+        token_S = torch.randint(0, 61, (70,))
+        found_SV = many.step(token_S, reach)
+        assert torch.equal(few.step(token_S[[3, 69]], reach), found_SV[[3, 69]])
+        few.move(torch.tensor([0]), torch.tensor([1]))
+        many.move(torch.tensor([3]), torch.tensor([69]))
 
 
 @pytest.mark.parametrize("layers", ["a", "am"])
@@ -267,7 +297,7 @@ def everything(decoder: Decoder) -> Tensor:
 
 
 @pytest.mark.parametrize("layers", ["am", "d", "s"])
-def test_decoder_stays_of_use(make_decoder: Make, layers: str) -> None:
+def test_decoder_stays_of_use(make_decoder: Make, layers: str, ours: bool) -> None:
     decoder = make_decoder(layers, qkv_bias=True)
     before, parameters = everything(decoder), deepcopy(decoder.state_dict())
     Cpu(decoder, 1, 10)
@@ -276,16 +306,47 @@ def test_decoder_stays_of_use(make_decoder: Make, layers: str) -> None:
         assert torch.equal(weight, parameters[name])
 
 
-def test_weights_are_not_held_twice(make_decoder: Make) -> None:
+def test_weights_are_not_held_twice(make_decoder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "suited", lambda: False)
     decoder = make_decoder("am")
     one, other = Cpu(decoder, 1, 10), Cpu(decoder, 2, 10)
     weight = decoder.blocks[0].mlp.up_proj.weight
     shared = weight.untyped_storage().data_ptr()
     for forward in (one, other):
-        held = forward.mlps[0].gate_and_up.matrix.weight_IO
-        assert held.untyped_storage().data_ptr() == shared
-        assert forward.head.packed is None
-    assert one.head.weight_IO.data_ptr() == decoder.lm_head.weight.data_ptr()
+        held, head = forward.mlps[0].gate_and_up.weights, forward.head
+        assert isinstance(held, Matrix)
+        assert isinstance(head, Matrix)
+        assert held.weight_IO.untyped_storage().data_ptr() == shared
+        assert head.packed is None
+        assert head.weight_IO.data_ptr() == decoder.lm_head.weight.data_ptr()
+
+
+def test_own_products_where_there_is_room(
+    make_decoder: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder's own weights stay where they are. Torch multiplies where memory is short, or our
+    kernels have fewer threads than it.
+    """
+    monkeypatch.setattr(products, "suited", lambda: True)
+    decoder = make_decoder("am").requires_grad_(False)
+    places = {name: p.data_ptr() for name, p in decoder.named_parameters()}
+    size = memory.weight_bytes(decoder)
+    slots = 1 + size // Cpu(decoder, 1, 30).nbytes
+    states = Cpu(decoder, slots, 30).nbytes
+    assert places == {name: p.data_ptr() for name, p in decoder.named_parameters()}
+
+    def kind() -> type:
+        return type(Cpu(decoder, slots, 30).head)
+
+    monkeypatch.setattr(memory, "free_memory", lambda device: (size + states) / memory.FULL + 1)
+    assert kind() is Panels
+    monkeypatch.setattr(memory, "free_memory", lambda device: (size + states) / memory.FULL - 1)
+    assert kind() is Matrix
+    monkeypatch.undo()
+    monkeypatch.setattr(products, "suited", lambda: True)
+    monkeypatch.setattr(forward_cpu, "of_threads", lambda threads: ALONE)
+    assert type(Cpu(decoder, 8, 30, threads=2).head) is Matrix
+    assert type(Cpu(decoder, 8, 30, threads=1).head) is Panels
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch multiplies without MKL")
@@ -293,19 +354,23 @@ def test_weights_are_not_held_twice(make_decoder: Make) -> None:
 def test_packed_weights_where_there_is_room(
     make_decoder: Make, layers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(products, "suited", lambda: False)
     decoder = make_decoder(layers, qkv_bias=True)
     pair = Pair(decoder, 16, 30)
-    packed = pair.forwards[1]
-    assert isinstance(packed, Cpu)
-    assert packed.head.packed is not None
+    forward = pair.forwards[1]
+    assert isinstance(forward, Cpu)
+    assert isinstance(forward.head, Matrix)
+    assert forward.head.packed is not None
     pair.admit(range(16), 0)
     pair.step(16, 3)
     pair.step(15, 2)
     monkeypatch.setattr(forward_cpu, "free_memory", lambda device: 1e4)
-    assert Cpu(decoder, 16, 30).head.packed is None
+    head = Cpu(decoder, 16, 30).head
+    assert isinstance(head, Matrix)
+    assert head.packed is None
 
 
-def test_decoder_in_training_is_left_alone(make_decoder: Make) -> None:
+def test_decoder_in_training_is_left_alone(make_decoder: Make, ours: bool) -> None:
     decoder = make_decoder("am").requires_grad_(True)
     places = {name: (p.data_ptr(), p.stride()) for name, p in decoder.named_parameters()}
     pair = Pair(decoder, 2, 30)
@@ -314,7 +379,7 @@ def test_decoder_in_training_is_left_alone(make_decoder: Make) -> None:
     pair.step(2, 2)
 
 
-def test_decoder_can_be_trained_afterwards(make_decoder: Make) -> None:
+def test_decoder_can_be_trained_afterwards(make_decoder: Make, ours: bool) -> None:
     decoder = make_decoder("am")
     Cpu(decoder, 1, 10)
     decoder.requires_grad_(True)

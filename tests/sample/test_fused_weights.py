@@ -1,10 +1,11 @@
-"""Weights of several layers as one matrix: the same numbers, held once, found again."""
+"""Weights of several layers as one: the same numbers, held once, found again, or in a copy."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from retort.sample.fused_weights import Matrix, fused
+from retort.ops.cpu.team import ALONE
+from retort.sample.fused_weights import Matrix, Panels, fused
 
 
 def layers(*outputs: int, inputs: int = 5) -> list[nn.Linear]:
@@ -76,3 +77,18 @@ def test_products_with_packed_weights(rows: int, outputs: tuple[int, ...]) -> No
         assert found_SO.is_contiguous()
         assert (found_SO.data_ptr() == room_SO.data_ptr()) == (rows < 8)
         torch.testing.assert_close(found_SO, x_SI @ side_by_side(several))
+
+
+@pytest.mark.parametrize("outputs", [(3,), (200, 56), (16, 5)])
+@pytest.mark.parametrize("rows", [1, 8])
+def test_products_with_panels(rows: int, outputs: tuple[int, ...]) -> None:
+    several = layers(*outputs, inputs=33)
+    places = [layer.weight.data_ptr() for layer in several]
+    panels = Panels(several, ALONE)
+    assert panels.outputs == sum(outputs)
+    wide_SI = torch.randn(rows, 40)
+    for x_SI in (wide_SI[:, :33].contiguous(), wide_SI[:, 7:]):
+        room_SO = torch.full((rows, sum(outputs)), 7.0)
+        assert panels.times(x_SI, room_SO) is room_SO
+        torch.testing.assert_close(room_SO, x_SI @ side_by_side(several))
+    assert places == [layer.weight.data_ptr() for layer in several], "layers are left alone"

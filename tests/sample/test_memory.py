@@ -8,17 +8,28 @@ import torch
 
 from retort.model.cost import parameters, state_bytes
 from retort.model.decoder import Decoder
+from retort.ops.cpu import products
 from retort.sample import memory
+
+
+@pytest.fixture(params=[False, True], ids=["torch", "panels"])
+def ours(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether this processor is one for our own products."""
+    suited: bool = request.param
+    monkeypatch.setattr(products, "suited", lambda: suited)
+    return suited
 
 
 @pytest.mark.parametrize("layers", ["aa", "am", "mm"])
 def test_slots_fill_their_share_of_the_free_memory(
-    make_decoder: Callable[..., Decoder], layers: str, monkeypatch: pytest.MonkeyPatch
+    make_decoder: Callable[..., Decoder], layers: str, monkeypatch: pytest.MonkeyPatch, ours: bool
 ) -> None:
+    """Beside a copy of the weights where there is one."""
     decoder = make_decoder(layers)
     states = decoder.init_state(1, 100).nbytes
     logits = 2 * 4 * decoder.config.vocab_size
-    free = 20.5 * (states + logits) / memory.SHARE
+    copy = 4 * parameters(decoder.config).total if ours else 0
+    free = (20.5 * (states + logits) + copy) / memory.SHARE
     monkeypatch.setattr(memory, "free_memory", lambda device: free)
     # A row's length is not of its state: 8 bytes more in `nbytes`.
     assert abs(memory.auto_slots([decoder], 100) - 20) <= 1
@@ -28,11 +39,34 @@ def test_slots_fill_their_share_of_the_free_memory(
 def test_a_draft_takes_its_part(
     make_decoder: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """No copy of weights besides: with a draft decoders run as torch has them."""
     decoder = make_decoder("am")
     monkeypatch.setattr(memory, "free_memory", lambda device: 2e6)
+    monkeypatch.setattr(products, "suited", lambda: False)
     alone = memory.auto_slots([decoder], 100)
-    assert memory.auto_slots([decoder, decoder], 100) == alone // 2
-    assert alone > 4
+    for suited in (False, True):
+        monkeypatch.setattr(products, "suited", lambda suited=suited: suited)
+        assert memory.auto_slots([decoder, decoder], 100) == alone // 2
+    assert 4 < memory.auto_slots([decoder], 100) < alone
+
+
+def test_a_copy_of_weights_where_there_is_room_for_it(
+    make_decoder: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch, ours: bool
+) -> None:
+    decoder = make_decoder("am")
+    size = memory.weight_bytes(decoder)
+    assert size == 4 * parameters(decoder.config).total
+
+    def found(free: float, states: float = 0.0, like: Decoder = decoder) -> int:
+        monkeypatch.setattr(memory, "free_memory", lambda device: free)
+        return memory.panel_bytes(like, states)
+
+    assert found(2 * size) == (size if ours else 0)
+    assert found(2 * size - 1) == 0
+    assert found(10 * size, 8 * size) == (size if ours else 0)
+    assert found(10 * size, 8 * size + 1) == 0
+    assert found(1e15, like=make_decoder("am").bfloat16()) == 0
+    assert memory.room(decoder) == memory.SHARE * 1e15 - (size if ours else 0)
 
 
 @pytest.mark.parametrize(("free", "slots"), [(0.0, 1), (1e15, memory.MOST["cpu"])])

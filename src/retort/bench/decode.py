@@ -21,7 +21,7 @@ from retort.bench.prefill import reading
 from retort.bench.rounds import Work, measure, noise, spread
 from retort.bench.spans import Protocol
 from retort.model import cost
-from retort.sample.memory import SHARE, free_memory
+from retort.sample.memory import room
 
 MOST = {"cpu": 64}
 """Rows that the sweep goes up to where nothing is said; on other devices to the memory's limit."""
@@ -175,7 +175,7 @@ def _largest(contender: Contender[Any], protocol: Protocol) -> int:
     """Rows whose states fit beside the models, with some memory left for activations."""
     model = contender.model
     # `largest_batch` takes the weights off, and these are there already.
-    budget = SHARE * free_memory(model.decoder.device) + model.decoder.size * model.itemsize
+    budget = room(model.decoder) + model.decoder.size * model.itemsize
     length = protocol.prompt + protocol.new
     return cost.largest_batch(model.config, length, budget, model.itemsize, contender.cache)
 

@@ -9,6 +9,7 @@ MLP's width, L positions, W past inputs, K = W + 1 taps, H heads, P head channel
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,14 +28,17 @@ from retort.model.state import AttentionState, MambaState
 from retort.ops.cpu import attention, mamba1, mamba2, norms
 from retort.ops.cpu.team import Team
 from retort.sample.cpu_prompts import Prompts
-from retort.sample.fused_weights import Matrix
+from retort.sample.fused_weights import Weights
+
+LayOut = Callable[[Sequence[nn.Linear]], Weights]
+"""Lays out the weights of some layers that read the same."""
 
 
 @dataclass(frozen=True)
 class Shared:
     """What the layers share: how many tokens each row has read, which rows read prompts together,
-    RoPE's angles by position, the dtype of keys and values, the threads, and whether weights are to
-    be copied, and packed.
+    RoPE's angles by position, the dtype of keys and values, the threads, and how weights are laid
+    out.
     """
 
     length_S: NDArray[np.int64]
@@ -43,17 +47,12 @@ class Shared:
     sin_LD: NDArray[np.float32]
     kv_dtype: torch.dtype
     team: Team
-    copied: bool
-    packed: bool
+    lay_out: LayOut
 
     @property
     def slots(self) -> int:
         """The number of rows at most."""
         return self.length_S.size
-
-    def matrix(self, *layers: nn.Linear) -> Matrix:
-        """The weights of some layers, for products with the rows."""
-        return Matrix(layers, self.slots, self.copied, self.packed)
 
 
 class Layer(Protocol):
@@ -76,15 +75,15 @@ class Product:
     """A product with weights of a decoder, and room for the result of each slot."""
 
     def __init__(self, layers: list[nn.Linear], shared: Shared) -> None:
-        self.matrix = shared.matrix(*layers)
-        self.room_SO = torch.empty(shared.slots, self.matrix.weight_IO.shape[1])
+        self.weights = shared.lay_out(layers)
+        self.room_SO = torch.empty(shared.slots, self.weights.outputs)
         self.array_SO = self.room_SO.numpy()
 
     def __call__(self, x_SI: Tensor) -> Tensor:
         """The result for the first S slots, which the next call overwrites; and `array_SO`, its
         memory for kernels.
         """
-        result_SO = self.matrix.times(x_SI, self.room_SO[: x_SI.shape[0]])
+        result_SO = self.weights.times(x_SI, self.room_SO[: x_SI.shape[0]])
         self.array_SO = result_SO.numpy()
         return result_SO
 
@@ -96,7 +95,7 @@ class AttentionLayer:
         self.index, self.shared = index, shared
         projections = [mixer.q_proj, mixer.k_proj, mixer.v_proj]
         self.qkv = Product(projections, shared)
-        self.out = shared.matrix(mixer.o_proj)
+        self.out = shared.lay_out([mixer.o_proj])
         biases = [bias for name, bias in mixer.named_parameters() if name.endswith("_proj.bias")]
         self.bias_C = torch.cat([torch.empty(0), *biases]).detach().numpy()
         scales = [mixer.q_norm, mixer.k_norm]
@@ -198,7 +197,7 @@ class DualLayer(Recurrent):
         super().__init__(mixer.conv1d, (config.heads, config.state_size, config.head_dim), shared)
         self.groups = config.groups
         self.project = Product([mixer.in_proj], shared)
-        self.out = shared.matrix(mixer.out_proj)
+        self.out = shared.lay_out([mixer.out_proj])
         self.y_SE = torch.empty(shared.slots, config.inner)
         self.y_array_SE = self.y_SE.numpy()
         self.kernel: Any
@@ -231,7 +230,7 @@ class SelectiveLayer(Recurrent):
         self.shared_width, self.rank = config.kv_inner, config.dt_rank
         self.project = Product([mixer.in_proj], shared)
         self.dt = Product([mixer.dt_proj], shared)
-        self.out = shared.matrix(mixer.out_proj)
+        self.out = shared.lay_out([mixer.out_proj])
         self.y_SE, self.x_SE = torch.empty(2, shared.slots, inner)
         self.room = self.x_SE.numpy(), self.y_SE.numpy()
         self.source_E = mixer.repeat(torch.arange(config.kv_inner)).numpy()
@@ -265,7 +264,7 @@ class FeedForward:
     def __init__(self, mlp: MLP, shared: Shared) -> None:
         self.team = shared.team
         self.gate_and_up = Product([mlp.gate_proj, mlp.up_proj], shared)
-        self.down = shared.matrix(mlp.down_proj)
+        self.down = shared.lay_out([mlp.down_proj])
         self.gated_SI = torch.empty(shared.slots, mlp.down_proj.in_features)
         self.gated_array_SI = self.gated_SI.numpy()
 

@@ -9,19 +9,22 @@ Shapes: S slots or the rows that run, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from retort.model.context import rotations
+from retort.model.cost import kv_bytes_per_token, state_bytes
 from retort.model.decoder import Decoder
 from retort.model.state import DecoderState
 from retort.ops.cpu import norms
 from retort.ops.cpu.team import of_threads
-from retort.sample.cpu_layers import FeedForward, Shared, open_layer
+from retort.sample.cpu_layers import FeedForward, LayOut, Shared, open_layer
 from retort.sample.cpu_prompts import Prompts
-from retort.sample.memory import free_memory
+from retort.sample.fused_weights import Matrix, Panels
+from retort.sample.memory import free_memory, panel_bytes, weight_bytes
 
 KV_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -35,8 +38,9 @@ class Cpu:
     """The decoder, in float32, for `slots` rows of at most `max_length` tokens each.
 
     Keys and values may be kept in bfloat16: half the memory, and faster where rows are long. The
-    threads are torch's unless told. The decoder's weights are laid out anew, in place, and stay of
-    use; those of a decoder in training are copied instead. Raises ValueError for other dtypes.
+    threads are torch's unless told. The decoder's weights are copied for our own products; where
+    these are not faster, or memory is short, they are laid out anew, in place, and stay of use;
+    those of a decoder in training are copied instead. Raises ValueError for other dtypes.
     """
 
     device = torch.device("cpu")
@@ -57,7 +61,7 @@ class Cpu:
             open_layer(block.mixer, i, self.shared) for i, block in enumerate(decoder.blocks)
         ]
         self.mlps = [FeedForward(block.mlp, self.shared) for block in decoder.blocks]
-        self.head = self.shared.matrix(decoder.lm_head)
+        self.head = self.shared.lay_out([decoder.lm_head])
         # The head's own weight where the two are tied; there its product counts for more.
         self.embedding_VD = decoder.model.embed_tokens.weight.detach()
         self.logits_SV = torch.empty(slots, len(self.embedding_VD))
@@ -150,18 +154,27 @@ def _share(
 ) -> Shared:
     """What all layers share, of rows that have read nothing."""
     cos_1LD, sin_1LD = rotations(decoder.config, torch.arange(max_length)[None])
-    team = of_threads(torch.get_num_threads() if threads is None else threads)
-    copied = any(parameter.requires_grad for parameter in decoder.parameters())
+    threads = torch.get_num_threads() if threads is None else threads
+    team = of_threads(threads)
     length_S = np.zeros(slots, np.int64)
     prompts = Prompts(decoder.config, slots, team)
     angles = cos_1LD[0].numpy(), sin_1LD[0].numpy()
+    token = kv_bytes_per_token(decoder.config, kv_dtype.itemsize)
+    states = slots * (state_bytes(decoder.config, 4) + max_length * token)
+    # Where our kernels have one thread only, torch's products still have all of them.
+    ours = team[0] == threads and panel_bytes(decoder, states) > 0
+    lay_out = partial(Panels, team=team) if ours else _torchs_products(decoder, slots)
+    return Shared(length_S, prompts, *angles, kv_dtype, team, lay_out)
+
+
+def _torchs_products(decoder: Decoder, slots: int) -> LayOut:
+    copied = any(parameter.requires_grad for parameter in decoder.parameters())
     packed = _worth_packing(decoder, slots)
-    return Shared(length_S, prompts, *angles, kv_dtype, team, copied, packed)
+    return partial(Matrix, slots=slots, copied=copied, packed=packed)
 
 
 def _worth_packing(decoder: Decoder, slots: int) -> bool:
     """Whether a copy of the weights for products with all rows is of use, and small."""
     if not torch.backends.mkl.is_available() or slots < PACKED_SLOTS:
         return False
-    size = sum(parameter.nbytes for parameter in decoder.parameters())
-    return size < PACKED_SHARE * free_memory(torch.device("cpu"))
+    return weight_bytes(decoder) < PACKED_SHARE * free_memory(decoder.device)

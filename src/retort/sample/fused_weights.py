@@ -1,22 +1,51 @@
-"""Weights as a decode step reads them: [in, out], those that share an input side by side.
+"""Weights as a decode step reads them: those that share an input side by side.
 
-A product with few rows is up to twice as fast so than with torch's [out, in]. MKL, with which torch
-multiplies on x86, lays the weights out anew in every product; for a number of rows that is known
-beforehand it can do so once, which saves another tenth of the time and takes a copy.
+`Panels` is a copy for our own product, where that is faster than torch's. Else it is a `Matrix`,
+[in, out]: a product with few rows is up to twice as fast so than with torch's [out, in]. MKL, with
+which torch multiplies on x86, lays the weights out anew in every product; for a number of rows that
+is known beforehand it can do so once, which saves another tenth of the time and takes a copy.
 
-Shapes: I inputs of a layer, O outputs of several, S rows.
+Shapes: I inputs of a layer, O outputs of several, C panels of L columns, S rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from retort.ops.cpu import products
+from retort.ops.cpu.team import Team
+
 ALIASED = 256
 """Rows that start a multiple of so many numbers apart compete for the same places of a cache."""
 PADDING = 16
+
+
+class Weights(Protocol):
+    """The weights of some layers as one."""
+
+    outputs: int
+
+    def times(self, x_SI: Tensor, room_SO: Tensor) -> Tensor:
+        """The outputs of all layers, side by side: in `room_SO`, or somewhere else."""
+
+
+class Panels:
+    """The weights of some layers as one, in a copy for our own product with any number of rows."""
+
+    def __init__(self, layers: Sequence[nn.Linear], team: Team) -> None:
+        panel_CIL = products.panels([layer.weight.detach() for layer in layers])
+        self.panel_CIL, self.team = panel_CIL.numpy(), team
+        self.outputs = sum(layer.out_features for layer in layers)
+
+    def times(self, x_SI: Tensor, room_SO: Tensor) -> Tensor:
+        """x_SI times the weights, in `room_SO`."""
+        arrays = x_SI.contiguous().numpy(), self.panel_CIL, room_SO.numpy()
+        products.multiply(*arrays, len(x_SI), self.team)
+        return room_SO
 
 
 class Matrix:
@@ -27,6 +56,7 @@ class Matrix:
 
     def __init__(self, layers: Sequence[nn.Linear], slots: int, copied: bool, packed: bool) -> None:
         self.weight_IO, self.slots = fused(layers, copied), slots
+        self.outputs = self.weight_IO.shape[1]
         self.packed = _packed(self.weight_IO, slots) if packed else None
 
     def times(self, x_SI: Tensor, room_SO: Tensor) -> Tensor:

@@ -10,10 +10,15 @@ import torch
 
 from retort.model.cost import largest_batch, parameters
 from retort.model.decoder import Decoder
+from retort.ops.cpu import products
 from retort.sample.cache import CacheSettings
 
 SHARE = 0.8
 """Of the free memory, what slots may take; the rest is for activations and other programs."""
+COPY_SHARE = 0.5
+"""Of the free memory, what a copy of the weights may take that makes a CPU's products faster."""
+FULL = 0.9
+"""Of the free memory, what it and all slots may take together."""
 MOST = {"cpu": 128, "cuda": 1024}
 """More slots than these bring no more tokens per second."""
 
@@ -26,7 +31,8 @@ def auto_slots(
     """
     cache = cache or CacheSettings()
     device = decoders[0].device
-    budget = SHARE * free_memory(device)
+    # With a draft, decoders run as torch has them.
+    budget = room(decoders[0]) if len(decoders) == 1 else SHARE * free_memory(device)
     # A row takes what it takes of each, so that shares of the budget for a row add up.
     share = sum(1 / max(1, _rows(decoder, max_length, budget, cache)) for decoder in decoders)
     return max(1, min(MOST.get(device.type, 1024), int(1 / share)))
@@ -37,6 +43,29 @@ def _rows(decoder: Decoder, max_length: int, budget: float, cache: CacheSettings
     # `largest_batch` takes the weights off, and these are there already.
     budget += parameters(config).total * dtype.itemsize
     return largest_batch(config, max_length, budget, dtype.itemsize, cache.bytes_of(dtype))
+
+
+def room(decoder: Decoder) -> float:
+    """Bytes that slots may take beside a decoder, and beside the copy of its weights that a CPU's
+    forward makes.
+    """
+    return SHARE * free_memory(decoder.device) - panel_bytes(decoder)
+
+
+def panel_bytes(decoder: Decoder, states: float = 0.0) -> int:
+    """Bytes of a copy of the weights for our own products on a CPU, beside the states of all slots:
+    0 where there is none, because other products are faster, or memory is short.
+    """
+    weight, size = decoder.lm_head.weight, weight_bytes(decoder)
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or not products.suited():
+        return 0
+    free = free_memory(weight.device)
+    return size if size <= min(COPY_SHARE * free, FULL * free - states) else 0
+
+
+def weight_bytes(decoder: Decoder) -> int:
+    """Bytes of a decoder's parameters."""
+    return sum(parameter.nbytes for parameter in decoder.parameters())
 
 
 def free_memory(device: torch.device) -> float:

@@ -60,8 +60,8 @@ def loop(builder: Any, count: Any, values: Sequence[Any], body: Body) -> list[An
 
 
 def splat(builder: Any, number: Any) -> Any:
-    """A vector of one number."""
-    nothing = ir.Constant(VECTOR, ir.Undefined)
+    """A vector of one number, of whatever type."""
+    nothing = ir.Constant(ir.VectorType(number.type, LANES), ir.Undefined)
     first = builder.insert_element(nothing, number, INT(0))
     lanes = ir.Constant(ir.VectorType(INT, LANES), [0] * LANES)
     return builder.shuffle_vector(first, nothing, lanes)
@@ -84,6 +84,22 @@ def store(builder: Any, vector: Any, start: Any, offset: Any) -> None:
     """Writes a vector behind so many float32 numbers."""
     place = builder.bitcast(builder.gep(start, [offset]), VECTOR.as_pointer())
     builder.store(vector, place).align = 4
+
+
+def store_first(builder: Any, vector: Any, start: Any, offset: Any, count: Any) -> None:
+    """Writes the first `count` numbers of a vector, or all of them where it has fewer."""
+    whole = builder.icmp_signed(">=", count, WORD(LANES))
+    with builder.if_else(whole) as (all_of_it, a_part):
+        with all_of_it:
+            store(builder, vector, start, offset)
+        with a_part:
+            place = builder.bitcast(builder.gep(start, [offset]), VECTOR.as_pointer())
+            numbers = ir.Constant(ir.VectorType(WORD, LANES), list(range(LANES)))
+            inside = builder.icmp_signed("<", numbers, splat(builder, count))
+            kind = ir.FunctionType(ir.VoidType(), [VECTOR, place.type, INT, inside.type])
+            name = f"llvm.masked.store.v{LANES}f32.p0v{LANES}f32"
+            write = cgutils.get_or_insert_function(builder.module, kind, name)
+            builder.call(write, [vector, place, INT(4), inside])
 
 
 def fused(builder: Any, one: Any, two: Any, more: Any) -> Any:
