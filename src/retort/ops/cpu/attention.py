@@ -11,32 +11,30 @@ bfloat16 as uint16.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core.typing.templates import Signature
 from numpy.typing import NDArray
 
-from retort.ops.cpu import vectors as vector
-from retort.ops.cpu.jit import generated, inner, kernel
+from retort.ops.cpu.attention_tiles import (
+    KEYS,
+    average_1_1,
+    average_1_4,
+    average_2_1,
+    average_2_4,
+    products_1,
+    products_2,
+)
+from retort.ops.cpu.jit import inner, kernel
 from retort.ops.cpu.maths import exp, largest_of
 from retort.ops.cpu.storage import stored, widened
 from retort.ops.cpu.team import Team, share
-from retort.ops.cpu.vectors import LANES, WORD
+from retort.ops.cpu.vectors import LANES
 
 F: Any = np.float32
 Floats = NDArray[np.float32]
 Whole = NDArray[np.int64]
 Stored = NDArray[np.float32] | NDArray[np.uint16]
-
-AHEAD = 16
-"""Positions of the cache."""
-
-KEYS = 4
-"""That a query is multiplied with at once."""
 
 NEAR = 64
 """Values that stay in the nearest cache while every query of their group reads them."""
@@ -257,9 +255,13 @@ def _scores(q_GD: Floats, k_LD: Stored, length: int, score_GL: Floats) -> None:
     """The products of the queries with the first `length` keys."""
     group, width = q_GD.shape
     whole = length - length % KEYS if width % LANES == 0 else 0
+    pairs = group - group % 2
     for start in range(0, whole, KEYS):
-        for g in range(group):
-            _products(q_GD, k_LD, score_GL, g, start)
+        for g in range(0, pairs, 2):
+            products_2(q_GD, k_LD, score_GL, g, start)
+            products_2(q_GD, k_LD, score_GL, g, start + KEYS // 2)
+        if pairs < group:
+            products_1(q_GD, k_LD, score_GL, pairs, start)
     for position in range(whole, length):
         k_D = k_LD[position]
         for g in range(group):
@@ -268,43 +270,6 @@ def _scores(q_GD: Floats, k_LD: Stored, length: int, score_GL: Floats) -> None:
             for d in range(width):
                 score += q_D[d] * widened(k_D[d])
             score_GL[g, position] = score
-
-
-@generated
-def _products(
-    typing: Any, q_GD: Any, k_LD: Any, score_GL: Any, g: Any, start: Any
-) -> tuple[Signature, Callable[..., Any]]:
-    """`_scores` of one query with `KEYS` keys."""
-    signature = types.void(q_GD, k_LD, score_GL, types.int64, types.int64)
-
-    def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
-        kinds = signature.args
-        q, k, score = (vector.start_of(context, builder, kinds[i], args[i]) for i in range(3))
-        width = vector.lengths_of(context, builder, kinds[0], args[0])[1]
-        places = vector.lengths_of(context, builder, kinds[2], args[2])[1]
-        g, start = args[3], args[4]
-        query = builder.mul(g, width)
-        keys = [builder.mul(builder.add(start, WORD(i)), width) for i in range(KEYS)]
-
-        def step(i: Any, sums: list[Any]) -> list[Any]:
-            d = builder.mul(i, WORD(LANES))
-            q_L = vector.load(builder, q, builder.add(query, d))
-            result = []
-            for key, sum_L in zip(keys, sums, strict=True):
-                offset = builder.add(key, d)
-                vector.fetch(builder, k, builder.add(offset, builder.mul(width, WORD(AHEAD))))
-                result.append(vector.fused(builder, q_L, vector.load(builder, k, offset), sum_L))
-            return result
-
-        nothing = ir.Constant(vector.VECTOR, None)
-        sums = vector.loop(builder, builder.udiv(width, WORD(LANES)), [nothing] * KEYS, step)
-        row = builder.add(builder.mul(g, places), start)
-        for i, sum_L in enumerate(sums):
-            place = builder.gep(score, [builder.add(row, WORD(i))])
-            builder.store(vector.total(builder, sum_L), place)
-        return context.get_dummy_value()
-
-    return signature, generate
 
 
 @inner
@@ -322,67 +287,27 @@ def _add_average(weight_GL: Floats, v_LD: Stored, length: int, y_GD: Floats) -> 
     """Adds the values by their weights."""
     group, width = y_GD.shape
     whole = width - width % LANES
+    pairs = group - group % 2
     for start in range(0, length, NEAR):
         stop = min(start + NEAR, length)
-        for g in range(group):
+        for g in range(0, pairs, 2):
             first = 0
             while whole - first >= 4 * LANES:
-                _average_4(weight_GL, v_LD, y_GD, g, start, stop, first)
+                average_2_4(weight_GL, v_LD, y_GD, g, start, stop, first)
                 first += 4 * LANES
             while whole - first >= LANES:
-                _average_1(weight_GL, v_LD, y_GD, g, start, stop, first)
+                average_2_1(weight_GL, v_LD, y_GD, g, start, stop, first)
                 first += LANES
+        if pairs < group:
+            first = 0
+            while whole - first >= 4 * LANES:
+                average_1_4(weight_GL, v_LD, y_GD, pairs, start, stop, first)
+                first += 4 * LANES
+            while whole - first >= LANES:
+                average_1_1(weight_GL, v_LD, y_GD, pairs, start, stop, first)
+                first += LANES
+        for g in range(group):
             for position in range(start, stop):
                 weight = weight_GL[g, position]
                 for d in range(whole, width):
                     y_GD[g, d] += weight * widened(v_LD[position, d])
-
-
-def _average_of(vectors: int) -> Any:
-    """`_add_average` of so many vectors' channels, which stay in registers meanwhile."""
-
-    def channels(
-        typing: Any,
-        weight_GL: Any,
-        v_LD: Any,
-        y_GD: Any,
-        g: Any,
-        start: Any,
-        stop: Any,
-        first: Any,
-    ) -> tuple[Signature, Callable[..., Any]]:
-        signature = types.void(weight_GL, v_LD, y_GD, *[types.int64] * 4)
-
-        def generate(context: Any, builder: Any, _: Any, args: Any) -> Any:
-            kinds = signature.args
-            weight, v, y = (vector.start_of(context, builder, kinds[i], args[i]) for i in range(3))
-            places = vector.lengths_of(context, builder, kinds[0], args[0])[1]
-            width = vector.lengths_of(context, builder, kinds[1], args[1])[1]
-            g, start, stop, first = args[3:]
-            row = builder.mul(g, places)
-            channels = [builder.add(first, WORD(i * LANES)) for i in range(vectors)]
-
-            def step(i: Any, y_V: list[Any]) -> list[Any]:
-                position = builder.add(start, i)
-                w = builder.load(builder.gep(weight, [builder.add(row, position)]))
-                w_L, value = vector.splat(builder, w), builder.mul(position, width)
-                result = []
-                for channel, y_L in zip(channels, y_V, strict=True):
-                    offset = builder.add(value, channel)
-                    vector.fetch(builder, v, builder.add(offset, builder.mul(width, WORD(AHEAD))))
-                    result.append(vector.fused(builder, w_L, vector.load(builder, v, offset), y_L))
-                return result
-
-            out = [builder.add(builder.mul(g, width), channel) for channel in channels]
-            y_V = [vector.load(builder, y, offset) for offset in out]
-            y_V = vector.loop(builder, builder.sub(stop, start), y_V, step)
-            for offset, y_L in zip(out, y_V, strict=True):
-                vector.store(builder, y_L, y, offset)
-            return context.get_dummy_value()
-
-        return signature, generate
-
-    return generated(channels)
-
-
-_average_4, _average_1 = _average_of(4), _average_of(1)
