@@ -17,9 +17,9 @@ from retort.model.decoder import Decoder
 from retort.ops.cpu import products
 from retort.ops.cpu.team import ALONE
 from retort.sample import cpu_prompts, forward_cpu, memory, prefill
+from retort.sample.cpu_products import Matrix, Panels
 from retort.sample.forward import Forward, Plain
 from retort.sample.forward_cpu import Cpu
-from retort.sample.fused_weights import Matrix, Panels
 from retort.sample.prefill import Prompt
 
 Make = Callable[..., Decoder]
@@ -313,7 +313,7 @@ def test_weights_are_not_held_twice(make_decoder: Make, monkeypatch: pytest.Monk
     weight = decoder.blocks[0].mlp.up_proj.weight
     shared = weight.untyped_storage().data_ptr()
     for forward in (one, other):
-        held, head = forward.mlps[0].gate_and_up.weights, forward.head
+        held, head = forward.mlps[0].gate_and_up, forward.head
         assert isinstance(held, Matrix)
         assert isinstance(head, Matrix)
         assert held.weight_IO.untyped_storage().data_ptr() == shared

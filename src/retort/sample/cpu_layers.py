@@ -3,8 +3,9 @@ of all slots, and room for what a step computes.
 
 Kernels take NumPy's views of torch's memory, made once.
 
-Shapes: S slots, D model width, C columns of a projection, E inner width, F conv channels, I the
-MLP's width, L positions, W past inputs, K = W + 1 taps, H heads, P head channels, N state.
+Shapes: S slots, D model width, C columns of a projection, R the rank of dt, E inner width, F conv
+channels, I the MLP's width, L positions, W past inputs, K = W + 1 taps, H heads, P head channels, N
+state.
 """
 
 from __future__ import annotations
@@ -27,32 +28,44 @@ from retort.model.norms import RMSNorm
 from retort.model.state import AttentionState, MambaState
 from retort.ops.cpu import attention, mamba1, mamba2, norms
 from retort.ops.cpu.team import Team
+from retort.sample.cpu_products import Product
 from retort.sample.cpu_prompts import Prompts
-from retort.sample.fused_weights import Weights
 
-LayOut = Callable[[Sequence[nn.Linear]], Weights]
-"""Lays out the weights of some layers that read the same."""
+Floats = NDArray[np.float32]
+
+OpenProduct = Callable[[Sequence[nn.Linear], Tensor, Tensor | None], Product]
+"""Opens the product of x_SI with the weights of some layers, into y_SO or room of its own."""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What the layers share: how many tokens each row has read, which rows read prompts together,
-    RoPE's angles by position, the dtype of keys and values, the threads, and how weights are laid
-    out.
+    """What the layers share: what each of them reads, `u_SD`, and room for what it adds to the
+    residual stream, `y_SD`; how many tokens each row has read, which rows read prompts together,
+    RoPE's angles by position, the dtype of keys and values, the threads, and how to multiply.
     """
 
+    u_SD: Tensor
+    y_SD: Tensor
     length_S: NDArray[np.int64]
     prompts: Prompts
     cos_LD: NDArray[np.float32]
     sin_LD: NDArray[np.float32]
     kv_dtype: torch.dtype
     team: Team
-    lay_out: LayOut
+    open_product: OpenProduct
 
     @property
     def slots(self) -> int:
         """The number of rows at most."""
         return self.length_S.size
+
+    def inward(self, *layers: nn.Linear) -> Product:
+        """The product of what a layer reads with its first weights."""
+        return self.open_product(layers, self.u_SD, None)
+
+    def outward(self, layer: nn.Linear, x_SI: Tensor) -> Product:
+        """The product with a layer's last weights, which makes what it adds to the stream."""
+        return self.open_product([layer], x_SI, self.y_SD)
 
 
 class Layer(Protocol):
@@ -67,25 +80,8 @@ class Layer(Protocol):
     def move(self, slot_S: Tensor, source_S: Tensor, length: int) -> None:
         """Copies rows over others, of which at most `length` tokens are their own."""
 
-    def step(self, u_SD: Tensor, room_SD: Tensor) -> Tensor:
-        """What it adds to the residual stream of the first S slots; their states go on."""
-
-
-class Product:
-    """A product with weights of a decoder, and room for the result of each slot."""
-
-    def __init__(self, layers: list[nn.Linear], shared: Shared) -> None:
-        self.weights = shared.lay_out(layers)
-        self.room_SO = torch.empty(shared.slots, self.weights.outputs)
-        self.array_SO = self.room_SO.numpy()
-
-    def __call__(self, x_SI: Tensor) -> Tensor:
-        """The result for the first S slots, which the next call overwrites; and `array_SO`, its
-        memory for kernels.
-        """
-        result_SO = self.weights.times(x_SI, self.room_SO[: x_SI.shape[0]])
-        self.array_SO = result_SO.numpy()
-        return result_SO
+    def step(self, rows: int) -> Floats:
+        """What it adds to the residual stream of the first rows, y_SD; their states go on."""
 
 
 class AttentionLayer:
@@ -94,8 +90,7 @@ class AttentionLayer:
     def __init__(self, mixer: Attention, index: int, shared: Shared) -> None:
         self.index, self.shared = index, shared
         projections = [mixer.q_proj, mixer.k_proj, mixer.v_proj]
-        self.qkv = Product(projections, shared)
-        self.out = shared.lay_out([mixer.o_proj])
+        self.qkv = shared.inward(*projections)
         biases = [bias for name, bias in mixer.named_parameters() if name.endswith("_proj.bias")]
         self.bias_C = torch.cat([torch.empty(0), *biases]).detach().numpy()
         scales = [mixer.q_norm, mixer.k_norm]
@@ -108,6 +103,7 @@ class AttentionLayer:
         self.score_TGL = np.empty((shared.team[0], group, shape[2]), np.float32)
         self.y_SE = torch.empty(shared.slots, mixer.heads * mixer.head_dim)
         self.y_SHD = self.y_SE.view(-1, mixer.heads, mixer.head_dim).numpy()
+        self.out = shared.outward(mixer.o_proj, self.y_SE)
 
     def tensors(self) -> list[Tensor]:
         """Keys and values."""
@@ -126,14 +122,12 @@ class AttentionLayer:
         for tensor in self.tensors():
             tensor[slot_S, :, :length] = tensor[source_S, :, :length]
 
-    def step(self, u_SD: Tensor, room_SD: Tensor) -> Tensor:
-        """What it adds to the residual stream of the first S slots; their caches grow."""
-        shared, rows = self.shared, u_SD.shape[0]
-        prompts = shared.prompts
+    def step(self, rows: int) -> Floats:
+        """What it adds to the residual stream of the first rows; their caches grow."""
+        shared, prompts = self.shared, self.shared.prompts
         q_KSGD, prompt_KSGD, sums_2KSG = prompts.arrays
-        self.qkv(u_SD)
         attention.rotate(
-            self.qkv.array_SO,
+            self.qkv(rows),
             self.bias_C,
             *self.scales,
             self.eps,
@@ -159,7 +153,7 @@ class AttentionLayer:
             rows,
             shared.team,
         )
-        return self.out.times(self.y_SE[:rows], room_SD)
+        return self.out(rows)
 
 
 class Recurrent:
@@ -196,10 +190,9 @@ class DualLayer(Recurrent):
         config = mixer.config
         super().__init__(mixer.conv1d, (config.heads, config.state_size, config.head_dim), shared)
         self.groups = config.groups
-        self.project = Product([mixer.in_proj], shared)
-        self.out = shared.lay_out([mixer.out_proj])
-        self.y_SE = torch.empty(shared.slots, config.inner)
-        self.y_array_SE = self.y_SE.numpy()
+        self.project = shared.inward(mixer.in_proj)
+        y_SE = torch.empty(shared.slots, config.inner)
+        self.y_SE, self.out = y_SE.numpy(), shared.outward(mixer.out_proj, y_SE)
         self.kernel: Any
         self.weights: tuple[Any, ...]
         if isinstance(mixer, Mamba2):
@@ -210,14 +203,12 @@ class DualLayer(Recurrent):
             self.kernel = mamba2.discrete
             self.weights = (*self.conv, _array(mixer.z_bias), _array(mixer.D))
 
-    def step(self, u_SD: Tensor, room_SD: Tensor) -> Tensor:
-        """What it adds to the residual stream of the first S slots; their states go on."""
-        shared, rows = self.shared, u_SD.shape[0]
-        self.project(u_SD)
-        states = shared.length_S, *self.arrays, self.groups
-        last = self.y_array_SE, rows, shared.team
-        self.kernel(self.project.array_SO, *self.weights, *states, *last)
-        return self.out.times(self.y_SE[:rows], room_SD)
+    def step(self, rows: int) -> Floats:
+        """What it adds to the residual stream of the first rows; their states go on."""
+        states = self.shared.length_S, *self.arrays, self.groups
+        last = self.y_SE, rows, self.shared.team
+        self.kernel(self.project(rows), *self.weights, *states, *last)
+        return self.out(rows)
 
 
 class SelectiveLayer(Recurrent):
@@ -228,23 +219,23 @@ class SelectiveLayer(Recurrent):
         inner, states = config.inner, config.state_size
         super().__init__(mixer.conv1d, (inner // states, states, states), shared)
         self.shared_width, self.rank = config.kv_inner, config.dt_rank
-        self.project = Product([mixer.in_proj], shared)
-        self.dt = Product([mixer.dt_proj], shared)
-        self.out = shared.lay_out([mixer.out_proj])
-        self.y_SE, self.x_SE = torch.empty(2, shared.slots, inner)
-        self.room = self.x_SE.numpy(), self.y_SE.numpy()
+        self.project = shared.inward(mixer.in_proj)
+        rank_SR = torch.empty(shared.slots, self.rank)
+        self.rank_SR, self.dt = rank_SR.numpy(), shared.open_product([mixer.dt_proj], rank_SR, None)
+        x_SE, y_SE = torch.empty(2, shared.slots, inner)
+        self.room, self.out = (x_SE.numpy(), y_SE.numpy()), shared.outward(mixer.out_proj, y_SE)
         self.source_E = mixer.repeat(torch.arange(config.kv_inner)).numpy()
         bias_E = mixer.dt_proj.bias * (2 if config.released_quirks else 1)
         rate_HPN = -mixer.A_log.exp().unflatten(0, (-1, states))
         self.weights = _array(bias_E), _array(rate_HPN.transpose(1, 2)), _array(mixer.D)
 
-    def step(self, u_SD: Tensor, room_SD: Tensor) -> Tensor:
-        """What it adds to the residual stream of the first S slots; their states go on."""
-        shared, rows = self.shared, u_SD.shape[0]
-        self.dt(self.project(u_SD)[:, -self.rank :])
+    def step(self, rows: int) -> Floats:
+        """What it adds to the residual stream of the first rows; their states go on."""
+        shared, projected_SC = self.shared, self.project(rows)
+        self.rank_SR[:rows] = projected_SC[:rows, -self.rank :]
         mamba1.selective(
-            self.project.array_SO,
-            self.dt.array_SO,
+            projected_SC,
+            self.dt(rows),
             self.source_E,
             self.shared_width,
             *self.conv,
@@ -255,7 +246,7 @@ class SelectiveLayer(Recurrent):
             rows,
             shared.team,
         )
-        return self.out.times(self.y_SE[:rows], room_SD)
+        return self.out(rows)
 
 
 class FeedForward:
@@ -263,17 +254,14 @@ class FeedForward:
 
     def __init__(self, mlp: MLP, shared: Shared) -> None:
         self.team = shared.team
-        self.gate_and_up = Product([mlp.gate_proj, mlp.up_proj], shared)
-        self.down = shared.lay_out([mlp.down_proj])
-        self.gated_SI = torch.empty(shared.slots, mlp.down_proj.in_features)
-        self.gated_array_SI = self.gated_SI.numpy()
+        self.gate_and_up = shared.inward(mlp.gate_proj, mlp.up_proj)
+        gated_SI = torch.empty(shared.slots, mlp.down_proj.in_features)
+        self.gated_SI, self.down = gated_SI.numpy(), shared.outward(mlp.down_proj, gated_SI)
 
-    def step(self, u_SD: Tensor, room_SD: Tensor) -> Tensor:
-        """What it adds to the residual stream of the first S slots."""
-        rows = u_SD.shape[0]
-        self.gate_and_up(u_SD)
-        norms.gate(self.gate_and_up.array_SO, self.gated_array_SI, rows, self.team)
-        return self.down.times(self.gated_SI[:rows], room_SD)
+    def step(self, rows: int) -> Floats:
+        """What it adds to the residual stream of the first rows."""
+        norms.gate(self.gate_and_up(rows), self.gated_SI, rows, self.team)
+        return self.down(rows)
 
 
 def open_layer(mixer: Mixer, index: int, shared: Shared) -> Layer:

@@ -1,7 +1,7 @@
-"""A decoder's step on a CPU: torch's matrix products, and a kernel or two between any of them.
+"""A decoder's step on a CPU: matrix products, and a kernel or two between any of them.
 
-A step has its memory from the start, and weights are read as they are fastest (`fused_weights`):
-where memory is plentiful, as a copy that is made for all slots at once.
+A step has its memory from the start, and weights are read as they are fastest (`cpu_products`):
+where memory is plentiful, from a copy that is made for it.
 
 Shapes: S slots or the rows that run, D model width, V vocabulary.
 """
@@ -21,9 +21,9 @@ from retort.model.decoder import Decoder
 from retort.model.state import DecoderState
 from retort.ops.cpu import norms
 from retort.ops.cpu.team import of_threads
-from retort.sample.cpu_layers import FeedForward, LayOut, Shared, open_layer
+from retort.sample.cpu_layers import FeedForward, Floats, OpenProduct, Shared, open_layer
+from retort.sample.cpu_products import Matrix, Panels
 from retort.sample.cpu_prompts import Prompts
-from retort.sample.fused_weights import Matrix, Panels
 from retort.sample.memory import free_memory, panel_bytes, weight_bytes
 
 KV_DTYPES = (torch.float32, torch.bfloat16)
@@ -61,12 +61,11 @@ class Cpu:
             open_layer(block.mixer, i, self.shared) for i, block in enumerate(decoder.blocks)
         ]
         self.mlps = [FeedForward(block.mlp, self.shared) for block in decoder.blocks]
-        self.head = self.shared.lay_out([decoder.lm_head])
+        self.head = self.shared.inward(decoder.lm_head)
         # The head's own weight where the two are tied; there its product counts for more.
         self.embedding_VD = decoder.model.embed_tokens.weight.detach()
-        self.logits_SV = torch.empty(slots, len(self.embedding_VD))
-        self.h_SD, self.u_SD, self.y_SD = torch.empty(3, slots, decoder.config.hidden_size)
-        self.arrays = self.h_SD.numpy(), self.u_SD.numpy()
+        self.h_SD = torch.empty(slots, decoder.config.hidden_size)
+        self.arrays = self.h_SD.numpy(), self.shared.u_SD.numpy()
         scales = [
             norm
             for block in decoder.blocks
@@ -119,19 +118,18 @@ class Cpu:
         rows = token_S.shape[0]
         length_S = self.shared.length_S[:rows]
         self._check_room(max(reach, int(length_S.max()) + 1))
-        h_SD, u_SD, y_SD = self.h_SD[:rows], self.u_SD[:rows], self.y_SD[:rows]
-        torch.index_select(self.embedding_VD, 0, token_S, out=h_SD)
+        torch.index_select(self.embedding_VD, 0, token_S, out=self.h_SD[:rows])
         norms.norm(self.arrays[0], self.scales[0], self.eps, self.arrays[1], rows, self.shared.team)
         parts = [part for pair in zip(self.layers, self.mlps, strict=True) for part in pair]
         for part, scale_D in zip(parts, self.scales[1:], strict=True):
-            self._add_norm(part.step(u_SD, y_SD), scale_D, rows)
+            self._add_norm(part.step(rows), scale_D, rows)
         length_S += 1
-        return self.head.times(u_SD, self.logits_SV[:rows])
+        return torch.from_numpy(self.head(rows)[:rows])
 
-    def _add_norm(self, y_SD: Tensor, scale_D: np.ndarray, rows: int) -> None:
+    def _add_norm(self, y_SD: Floats, scale_D: Floats, rows: int) -> None:
         """Adds a layer's output to the residual stream, and norms the sum for the next one."""
         h_SD, u_SD = self.arrays
-        norms.add_norm(h_SD, y_SD.numpy(), scale_D, self.eps, u_SD, rows, self.shared.team)
+        norms.add_norm(h_SD, y_SD, scale_D, self.eps, u_SD, rows, self.shared.team)
 
     def _check_room(self, reach: int) -> None:
         if reach > self.max_length:
@@ -163,14 +161,15 @@ def _share(
     states = slots * (state_bytes(decoder.config, 4) + max_length * token)
     # Where our kernels have one thread only, torch's products still have all of them.
     ours = team[0] == threads and panel_bytes(decoder, states) > 0
-    lay_out = partial(Panels, team=team) if ours else _torchs_products(decoder, slots)
-    return Shared(length_S, prompts, *angles, kv_dtype, team, lay_out)
+    open_product = partial(Panels, team=team) if ours else _torchs_products(decoder, slots)
+    u_SD, y_SD = torch.empty(2, slots, decoder.config.hidden_size)
+    return Shared(u_SD, y_SD, length_S, prompts, *angles, kv_dtype, team, open_product)
 
 
-def _torchs_products(decoder: Decoder, slots: int) -> LayOut:
+def _torchs_products(decoder: Decoder, slots: int) -> OpenProduct:
     copied = any(parameter.requires_grad for parameter in decoder.parameters())
     packed = _worth_packing(decoder, slots)
-    return partial(Matrix, slots=slots, copied=copied, packed=packed)
+    return partial(Matrix, copied=copied, packed=packed)
 
 
 def _worth_packing(decoder: Decoder, slots: int) -> bool:

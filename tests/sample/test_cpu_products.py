@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from retort.ops.cpu.team import ALONE
-from retort.sample.fused_weights import Matrix, Panels, fused
+from retort.sample.cpu_products import Matrix, Panels, fused
 
 
 def layers(*outputs: int, inputs: int = 5) -> list[nn.Linear]:
@@ -64,31 +64,50 @@ def test_made_in_inference_mode_it_can_be_trained() -> None:
     assert layer.weight.grad is not None
 
 
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch multiplies without MKL")
 @pytest.mark.parametrize("outputs", [(3,), (200, 56), (256,)])
 @pytest.mark.parametrize("rows", [1, 7, 8])
-def test_products_with_packed_weights(rows: int, outputs: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    "packed",
+    [
+        False,
+        pytest.param(
+            True,
+            marks=pytest.mark.skipif(
+                not torch.backends.mkl.is_available(), reason="torch multiplies without MKL"
+            ),
+        ),
+    ],
+)
+def test_torchs_product(rows: int, outputs: tuple[int, ...], packed: bool) -> None:
     several = layers(*outputs, inputs=33)
-    matrix = Matrix(several, slots=8, copied=False, packed=True)
-    wide_SI = torch.randn(rows, 40)
-    for x_SI in (wide_SI[:, :33].contiguous(), wide_SI[:, 7:]):
-        room_SO = torch.full((rows, sum(outputs)), 7.0)
-        found_SO = matrix.times(x_SI, room_SO)
-        assert found_SO.is_contiguous()
-        assert (found_SO.data_ptr() == room_SO.data_ptr()) == (rows < 8)
-        torch.testing.assert_close(found_SO, x_SI @ side_by_side(several))
+    x_SI, y_SO = torch.randn(8, 33), torch.full((8, sum(outputs)), 7.0)
+    product = Matrix(several, x_SI, y_SO, copied=False, packed=packed)
+    found_SO = torch.from_numpy(product(rows))
+    assert found_SO.is_contiguous()
+    assert (found_SO.data_ptr() == y_SO.data_ptr()) == (rows < 8 or not packed)
+    torch.testing.assert_close(found_SO[:rows], x_SI[:rows] @ side_by_side(several))
+    if rows < 8:
+        assert (y_SO[rows:] == 7).all()
 
 
 @pytest.mark.parametrize("outputs", [(3,), (200, 56), (16, 5)])
 @pytest.mark.parametrize("rows", [1, 8])
-def test_products_with_panels(rows: int, outputs: tuple[int, ...]) -> None:
+def test_our_product(rows: int, outputs: tuple[int, ...]) -> None:
     several = layers(*outputs, inputs=33)
     places = [layer.weight.data_ptr() for layer in several]
-    panels = Panels(several, ALONE)
-    assert panels.outputs == sum(outputs)
-    wide_SI = torch.randn(rows, 40)
-    for x_SI in (wide_SI[:, :33].contiguous(), wide_SI[:, 7:]):
-        room_SO = torch.full((rows, sum(outputs)), 7.0)
-        assert panels.times(x_SI, room_SO) is room_SO
-        torch.testing.assert_close(room_SO, x_SI @ side_by_side(several))
+    x_SI, y_SO = torch.randn(8, 33), torch.full((8, sum(outputs)), 7.0)
+    found_SO = torch.from_numpy(Panels(several, x_SI, y_SO, ALONE)(rows))
+    assert found_SO.data_ptr() == y_SO.data_ptr()
+    torch.testing.assert_close(found_SO[:rows], x_SI[:rows] @ side_by_side(several))
+    assert (y_SO[rows:] == 7).all()
     assert places == [layer.weight.data_ptr() for layer in several], "layers are left alone"
+
+
+def test_products_read_what_has_been_written_since() -> None:
+    """Into room of their own, where none is given."""
+    several = layers(4, 5)
+    x_SI = torch.zeros(3, 5)
+    products = Panels(several, x_SI, None, ALONE), Matrix(several, x_SI, None, True, False)
+    x_SI += torch.randn(3, 5)
+    for product in products:
+        torch.testing.assert_close(torch.from_numpy(product(3)), x_SI @ side_by_side(several))
