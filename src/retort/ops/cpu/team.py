@@ -26,8 +26,8 @@ Team = tuple[int, int]
 ALONE: Team = (1, 0)
 """The calling thread."""
 
-WORTHWHILE = 1 << 15
-"""Numbers that a kernel has to touch before it starts other threads: ten microseconds or more."""
+WORTHWHILE = 1 << 16
+"""Numbers that a kernel has to touch before it starts other threads: some ten microseconds."""
 
 WORD = ir.IntType(64)
 BYTES = ir.IntType(8).as_pointer()
