@@ -33,7 +33,7 @@ ROWS = 6
 """Of a tile: with AVX2 its sums take 12 of the 16 registers, and a product's parts the others."""
 
 AHEAD = 256
-"""Rows of a panel. Its first tile would otherwise wait for each of them."""
+"""Rows of a panel. The first of its tiles would otherwise wait for each of them."""
 
 
 def suited() -> bool:
@@ -112,8 +112,9 @@ def _tile_of(height: int) -> Any:
             x_R = [builder.gep(x, [builder.mul(row, inputs)]) for row in rows]
 
             def step(i: Any, sums: list[Any]) -> list[Any]:
-                ahead = builder.mul(builder.add(i, WORD(AHEAD)), WORD(LANES))
-                vector.fetch(builder, panel, ahead)
+                if height == ROWS:  # else it is a panel's last tile: it is near, or read just once
+                    ahead = builder.mul(builder.add(i, WORD(AHEAD)), WORD(LANES))
+                    vector.fetch(builder, panel, ahead)
                 weight_L = vector.load(builder, panel, builder.mul(i, WORD(LANES)))
                 numbers = [builder.load(builder.gep(start, [i])) for start in x_R]
                 return [
