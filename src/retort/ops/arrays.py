@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
+
+if TYPE_CHECKING:
+    from retort.ops.cpu.team import Team  # Numba takes its time to load
 
 
 class Rows(NamedTuple):
@@ -74,13 +77,13 @@ def own(parameter: Tensor) -> Any:
     return parameter.detach().clone(memory_format=torch.contiguous_format).numpy()
 
 
-def team() -> tuple[int, int]:
+def team() -> Team:
     """The threads that torch computes with."""
     return _team(torch.get_num_threads())
 
 
 @cache
-def _team(threads: int) -> tuple[int, int]:
+def _team(threads: int) -> Team:
     from retort.ops.cpu.team import of_threads
 
     return of_threads(threads)

@@ -66,17 +66,45 @@ def test_little_work_is_done_by_the_caller() -> None:
     assert (worker_I == 0).all()
 
 
-def test_much_work_is_shared() -> None:
+@pytest.fixture
+def two() -> Team:
     team = of_threads(2)
     if team == ALONE:
         pytest.skip("torch's OpenMP library has no GOMP_parallel here: kernels run on one thread")
+    return team
+
+
+def test_much_work_is_shared(two: Team) -> None:
+    """Each thread begins with its own half, the same one in every call."""
     both_SI, gated_SI = np.ones((200, 20_000), np.float32), np.empty((200, 10_000), np.float32)
     worker_I = np.zeros(200, np.int64)
     for _ in range(20):  # a busy machine may be late to start the other
-        gate_each(both_SI, gated_SI, worker_I, team)
-        if worker_I.any():
+        gate_each(both_SI, gated_SI, worker_I, two)
+        if worker_I[0] == 0 and worker_I[100] == 1:
             return
     raise AssertionError("the second thread never got any work")
+
+
+@kernel
+def begin(worker_I: Whole, late: int, team: Team) -> None:
+    share(_begin, (worker_I, late), worker_I.size, WORTHWHILE, team)
+
+
+@inner
+def _begin(first: int, last: int, worker: int, worker_I: Whole, late: int) -> None:
+    for i in range(first, last):
+        worker_I[i] = worker
+    if worker == late:  # it waits until the other one has done all the rest
+        while (worker_I == -1).any():
+            pass
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_thread_that_is_kept_busy_is_helped_with_its_part(two: Team, late: int) -> None:
+    worker_I = np.full(100, -1, np.int64)
+    begin(worker_I, late, two)
+    assert (worker_I >= 0).all()
+    assert (worker_I == 1 - late).sum() > 50
 
 
 def test_one_thread_is_the_caller() -> None:

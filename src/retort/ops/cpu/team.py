@@ -20,14 +20,19 @@ from numba.core.typing.templates import Signature
 
 from retort.ops.cpu.jit import generated
 
-Team = tuple[int, int]
-"""How many threads, and the address of the function that starts them."""
+Team = tuple[int, int, int]
+"""How many threads, the address of the function that starts them, and of that which tells a thread
+its number.
+"""
 
-ALONE: Team = (1, 0)
+ALONE: Team = (1, 0, 0)
 """The calling thread."""
 
 WORTHWHILE = 1 << 16
 """Numbers that a kernel has to touch before it starts other threads: some ten microseconds."""
+
+APART = 8
+"""Words from one counter to the next, so that no two are in a line of a cache."""
 
 WORD = ir.IntType(64)
 BYTES = ir.IntType(8).as_pointer()
@@ -40,9 +45,13 @@ def of_threads(count: int) -> Team:
     """
     if count <= 1 or not sys.platform.startswith("linux"):
         return ALONE
-    start = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
-    address = ctypes.cast(start, ctypes.c_void_p).value if start else None
-    return (count, address) if address else ALONE
+    names = "GOMP_parallel", "omp_get_thread_num"
+    start, number = (_address(getattr(ctypes.CDLL(None), name, None)) for name in names)
+    return (count, start, number) if start and number else ALONE
+
+
+def _address(function: Any) -> int | None:
+    return ctypes.cast(function, ctypes.c_void_p).value if function else None
 
 
 @generated
@@ -52,9 +61,10 @@ def share(
     """Calls work(first, last, worker, *arguments) over the ranges that make up 0 .. items.
 
     An item touches `cost` numbers; little work is done by the calling thread, all at once, as
-    worker 0. More of it is cut into ranges, and each thread takes the next one when it is free, so
-    that neither rows of different length nor a busy core keep the others waiting. `worker` counts
-    the threads. The work must not raise.
+    worker 0. More of it has a part for each thread, the same one in every call: items are rows, for
+    the most part, and a row stays near to the core that had it before. A thread takes its part in
+    ranges, and then what is left of the others', so that neither rows of different length nor a
+    busy core keep the others waiting. `worker` is the thread's number. The work must not raise.
     """
     ends = (types.int64, types.int64, types.int64)
     signature = work.get_call_type(typing, ends + tuple(arguments), {})
@@ -77,23 +87,35 @@ def share(
 def _share(builder: Any, args: Any, call: Callable[..., None]) -> None:
     """The code that decides who does the work, and has it done."""
     _, packed, items, cost, team = args
-    threads, address = cgutils.unpack_tuple(builder, team)
+    threads, start, number = cgutils.unpack_tuple(builder, team)
     several = builder.icmp_signed(">", threads, WORD(1))
     enough = builder.icmp_signed(">=", builder.mul(items, cost), WORD(WORTHWHILE))
     together = builder.and_(several, enough)
-    part = builder.add(builder.sdiv(items, builder.mul(threads, WORD(4))), WORD(1))
-    grain = builder.select(together, part, items)
-    job = _job(builder, [WORD(0), WORD(0), items, grain], packed)
+    parts = builder.select(together, threads, WORD(1))
+    grain = builder.add(builder.sdiv(items, builder.mul(parts, WORD(4))), WORD(1))
+    grain = builder.select(together, grain, items)
+    nexts = builder.alloca(WORD, builder.mul(parts, WORD(APART)))
+    with cgutils.for_range(builder, parts) as part:
+        place = builder.gep(nexts, [builder.mul(part.index, WORD(APART))])
+        builder.store(_start_of(builder, part.index, items, parts), place)
+    job = _job(builder, [nexts, parts, items, grain, number], packed)
     worker = _worker(builder.module, job.type, call)
     with builder.if_else(together) as (then, otherwise):
         with then:
-            _start(builder, address, worker, job, threads)
+            _start(builder, start, worker, job, threads)
         with otherwise:
             builder.call(worker, [builder.bitcast(job, BYTES)])
 
 
+def _start_of(builder: Any, part: Any, items: Any, parts: Any) -> Any:
+    """The first item of a part."""
+    return builder.sdiv(builder.mul(part, items), parts)
+
+
 def _job(builder: Any, numbers: list[Any], packed: Any) -> Any:
-    """What the workers share, on the stack: workers, next item, items, grain, arguments."""
+    """What the workers share, on the stack: the next item of each part, parts, items, grain, who
+    tells a thread its number, arguments.
+    """
     layout = ir.LiteralStructType([*(number.type for number in numbers), packed.type])
     job = cgutils.alloca_once(builder, layout)
     for i, value in enumerate([*numbers, packed]):
@@ -102,28 +124,42 @@ def _job(builder: Any, numbers: list[Any], packed: Any) -> Any:
 
 
 def _worker(module: Any, job_type: Any, call: Callable[..., None]) -> Any:
-    """What each thread runs: it takes ranges until none is left."""
+    """What each thread runs: it takes ranges until none is left, of its own part at first."""
     name = module.get_unique_name("worker")
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [BYTES]), name)
     function.linkage = "internal"
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     job = builder.bitcast(function.args[0], job_type)
-    fields = [cgutils.gep_inbounds(builder, job, 0, i) for i in range(5)]
-    items, grain, packed = (builder.load(field) for field in fields[2:])
-    number = builder.atomic_rmw("add", fields[0], WORD(1), "monotonic")
-    take, work, done = (function.append_basic_block(name) for name in ("take", "work", "done"))
-    builder.branch(take)
-    builder.position_at_end(take)
-    first = builder.atomic_rmw("add", fields[1], grain, "monotonic")
-    builder.cbranch(builder.icmp_signed("<", first, items), work, done)
-    builder.position_at_end(work)
-    end = builder.add(first, grain)
-    last = builder.select(builder.icmp_signed("<", end, items), end, items)
-    call(builder, first, last, number, packed)
-    builder.branch(take)
-    builder.position_at_end(done)
+    fields = [builder.load(cgutils.gep_inbounds(builder, job, 0, i)) for i in range(6)]
+    nexts, parts, items, grain, number, packed = fields
+    me = _number(builder, number, parts)
+    with cgutils.for_range(builder, parts) as each:
+        part = builder.srem(builder.add(me, each.index), parts)
+        place = builder.gep(nexts, [builder.mul(part, WORD(APART))])
+        end = _start_of(builder, builder.add(part, WORD(1)), items, parts)
+        take, work, done = (function.append_basic_block(name) for name in ("take", "work", "done"))
+        builder.branch(take)
+        builder.position_at_end(take)
+        first = builder.atomic_rmw("add", place, grain, "monotonic")
+        builder.cbranch(builder.icmp_signed("<", first, end), work, done)
+        builder.position_at_end(work)
+        last = builder.add(first, grain)
+        last = builder.select(builder.icmp_signed("<", last, end), last, end)
+        call(builder, first, last, me, packed)
+        builder.branch(take)
+        builder.position_at_end(done)
     builder.ret_void()
     return function
+
+
+def _number(builder: Any, number: Any, parts: Any) -> Any:
+    """Which thread this is, omp_get_thread_num(); 0 where it is alone."""
+    me = cgutils.alloca_once_value(builder, WORD(0))
+    with builder.if_then(builder.icmp_signed(">", parts, WORD(1))):
+        kind = ir.FunctionType(ir.IntType(32), [])
+        told = builder.call(builder.inttoptr(number, kind.as_pointer()), [])
+        builder.store(builder.zext(told, WORD), me)
+    return builder.load(me)
 
 
 def _start(builder: Any, address: Any, worker: Any, job: Any, threads: Any) -> None:
