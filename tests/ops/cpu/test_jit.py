@@ -15,7 +15,7 @@ RUN = """
 import numpy as np
 from {package}.norms import gate
 found = np.empty((1, 1), np.float32)
-gate(np.array([[2, 1]], np.float32), found, 1, (1, 0))
+gate(np.array([[2, 1]], np.float32), found, 1, (1, 0, 0))
 print(found[0, 0], sum(gate.stats.cache_hits.values()))
 """
 
