@@ -251,13 +251,21 @@ def ablations() -> str:
 
 
 def targets() -> str:
-    """The targets for a CPU."""
+    """The targets for a CPU, on two kinds of it."""
+    columns = [raw(name)["targets"] for name in ("bench-targets-avx2", "bench-targets")]
     rows = (
-        (each["what"], f"{each['at_least']:g}x", f"{each['measured']:.2f}x",
-         f"{min(each['runs']):.2f}-{max(each['runs']):.2f}" if each["runs"] else "-")
-        for each in raw("bench-targets")["targets"]
-    )  # fmt: skip
-    return table(("what", "target", "measured", "repeats"), rows)
+        (each["what"], f"{each['at_least']:g}x", _measured(each), _measured(other))
+        for each, other in zip(*columns, strict=True)
+    )
+    return table(("what", "target", "with AVX2", "with AVX-512"), rows)
+
+
+def _measured(target: dict[str, Any]) -> str:
+    """A target's median and the range of its repeats."""
+    if target["measured"] is None:
+        return "-"
+    runs = target["runs"]
+    return f"{target['measured']:.2f}x ({min(runs):.2f}-{max(runs):.2f})"
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
