@@ -153,7 +153,7 @@ def _profile(name: str, batch: int, settings: Settings) -> list[dict[str, Any]]:
     prompt = ours.read(case.lead)
     on_gpu = settings.device == "cuda"
     activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
-    with profile(activities=[activity]) as profiler:
+    with profile(activities=[activity], acc_events=True) as profiler:
         ours.decode(case, prompt)
     rows = [
         {

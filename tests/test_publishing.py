@@ -140,6 +140,18 @@ def test_the_card(
     assert "convert_hf_to_gguf" not in text  # the mixers are too narrow for llama.cpp
 
 
+@pytest.mark.parametrize(
+    ("layers", "groups", "told"), [("ma", 4, True), ("m", 1, False), ("a", 4, False)]
+)
+def test_the_card_names_the_oldest_transformers(
+    tmp_path: Path, make_student: MakeDecoder, layers: str, groups: int, told: bool
+) -> None:
+    mixer = Mamba2Config(heads=4, head_dim=8, state_size=8, groups=groups, chunk_size=4)
+    retort.publish(make_student(layers, mixer=mixer), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("It needs transformers 5.23 or newer." in card) == told
+
+
 def test_a_folder(
     tmp_path: Path, make_student: MakeDecoder, tokenizer: PreTrainedTokenizerBase
 ) -> None:

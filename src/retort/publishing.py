@@ -58,6 +58,7 @@ def publish(
             recipe=recipe,
             curves=curves,
             runtimes=_served(decoder.config, writer),
+            oldest_transformers=granite.oldest_transformers(decoder.config),
             chat=tokenizer is not None and tokenizer.chat_template is not None,
         )
     )

@@ -26,9 +26,9 @@ WIDE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 176, "heads": 8,
 def allocations(work: Callable[[], Any]) -> list[int]:
     """The bytes that some work allocates and frees (negative), in order."""
     gc.collect()  # cycles of earlier work are not freed in the middle of this
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as trace:
         kept = work()
-    events = recorded.profiler.kineto_results.events()
+    events = trace.profiler.kineto_results.events()
     found = [(e.start_ns(), i, e.nbytes()) for i, e in enumerate(events) if e.name() == "[memory]"]
     del kept
     return [size for _, _, size in sorted(found)]

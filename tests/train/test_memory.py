@@ -60,9 +60,9 @@ def stage(kind: str, **changes: Any) -> Stage:
 def peak(work: Callable[[], Any]) -> int:
     """The most bytes that some work holds at once of what it allocates."""
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as trace:
         work()
-    events = recorded.profiler.kineto_results.events()
+    events = trace.profiler.kineto_results.events()
     found = [(e.start_ns(), i, e.nbytes()) for i, e in enumerate(events) if e.name() == "[memory]"]
     held = most = 0
     for _, _, size in sorted(found):

@@ -23,7 +23,7 @@ COPIES = {"cpu": 2, "cuda": 16}
 
 BUSY = 0.5
 """Of a machine's cores, the share whose load by others is worth a warning."""
-PACKAGES = ("torch", "numba", "triton", "transformers", "flash-linear-attention")
+PACKAGES = ("numba", "triton", "transformers", "flash-linear-attention")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,12 @@ def machine(device: torch.device) -> Machine:
         memory_bytes=_memory(device),
         system=platform.platform(),
         load=psutil.getloadavg()[0],
-        versions={"retort": __version__, "python": platform.python_version(), **dict(_versions())},
+        versions={
+            "retort": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,  # names the build, which an installed package need not
+            **dict(_versions()),
+        },
     )
 
 

@@ -57,8 +57,9 @@ def compare(ours: Step, plain: Step, repeats: int = 7) -> Compared:
 
 def peak_bytes(step: Callable[[], object]) -> int:
     """The most that is allocated on the CPU at once while `step` runs."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler writes to stderr
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+    # Without these the profiler writes to stderr, and in some releases warns.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as trace:
         step()
     results = trace.profiler.kineto_results
     events = [event for event in results.events() if event.name() == "[memory]"]

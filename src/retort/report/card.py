@@ -51,6 +51,10 @@ inputs = INPUTS
 outputs = model.generate(**inputs, max_new_tokens=200)
 new_tokens = outputs[:, inputs["input_ids"].shape[1] :]
 print(tokenizer.batch_decode(new_tokens, skip_special_tokens=True))"""
+TOO_OLD = (
+    "It needs transformers RELEASE or newer. Older releases load it without a word and answer with "
+    "noise: they normalise the output of a Mamba-2 mixer over all of its groups together."
+)
 MEASURES = (
     "Coverage at k is the chance that at least one of k completions is right, majority the chance "
     "that the most frequent answer among them is. Intervals are 95 % over problems: they say how "
@@ -67,6 +71,7 @@ class Card:
     layers: facts about the architecture, as pairs of what and value.
     curves: a report; only this model and its teacher are shown when this model is among them.
     runtimes: programs that read the folder, of transformers and those in `COMMANDS`.
+    oldest_transformers: the release of transformers below which its answers would be noise.
     chat: whether the tokenizer has a chat template.
     """
 
@@ -78,6 +83,7 @@ class Card:
     recipe: DistillRecipe | None = None
     curves: Curves | None = None
     runtimes: Sequence[str] = ("transformers", "vLLM", "SGLang")
+    oldest_transformers: str | None = None
     chat: bool = False
 
     @property
@@ -174,6 +180,8 @@ def _running(card: Card) -> str:
         "folder, or its name on the hub. The commands were not run when this card was written."
     ]
     if "transformers" in card.runtimes:
+        if card.oldest_transformers:
+            parts.append(TOO_OLD.replace("RELEASE", card.oldest_transformers))
         inputs = CHAT_INPUTS if card.chat else PLAIN_INPUTS
         enters = "the states of the Mamba-2 layers" if card.hybrid else "the text"
         parts.append(fenced(SNIPPET.replace("INPUTS", inputs), "python"))

@@ -41,6 +41,11 @@ _READ: dict[str, LayerType] = {"mamba": LINEAR, "attention": ATTENTION}
 
 RETRAIN = "distil a student with student.mixer=mamba2"
 
+GROUPED_NORM = "5.23"
+"""The release of transformers from which on it norms each group of a mixer by itself, as the other
+programs do. Older ones load the same folder, norm all groups together, and say nothing.
+"""
+
 
 # ---------------------------------------------------------------- reading
 
@@ -280,6 +285,14 @@ def _runtimes(config: DecoderConfig) -> dict[str, str]:
         reasons.append("cannot convert llama3 RoPE scaling in this format")
     served = dict.fromkeys(("transformers", "vLLM", "SGLang"), "")
     return served | {"llama.cpp": "; ".join(reasons)}
+
+
+def oldest_transformers(config: DecoderConfig) -> str | None:
+    """The oldest release of transformers that computes what a written decoder does; None where all
+    that know the format do.
+    """
+    mixer = config.mixer if config.linear_layers else None
+    return GROUPED_NORM if isinstance(mixer, Mamba2Config) and mixer.groups > 1 else None
 
 
 GRANITE = Writer(ARCHITECTURE, _refusals, _runtimes, _write_config, _write_tensors)
