@@ -21,7 +21,7 @@ def test_a_machine_that_is_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(doctor.shutil, "disk_usage", {tmp_path: usage}.__getitem__)
     found = findings(tmp_path / "not" / "yet")
     assert all(each.fine for each in found if each.needed)
-    assert [each.what for each in found[:4]] == ["Retort", "torch", "CPU", "GPU"]
+    assert [each.what for each in found[:5]] == ["Retort", "torch", "CPU", "GPU", "transformers"]
     assert of("disk", tmp_path / "runs") == Finding("disk", f"50 GiB free in {tmp_path}")
     assert of("Retort", tmp_path).found.startswith(f"{retort.__version__}, Python 3.")
     assert of("torch", tmp_path).found == torch.__version__
@@ -34,6 +34,18 @@ def test_little_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "checkpoints of 1B models" in found.advice
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=GIB // 2))
     assert of("disk", tmp_path).needed
+
+
+@pytest.mark.parametrize(
+    ("release", "fine"), [("5.22.2", False), ("5.23.0", True), ("6.0.0", True)]
+)
+def test_a_transformers_too_old_for_students_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: str, fine: bool
+) -> None:
+    monkeypatch.setattr(doctor, "version", lambda module: release)
+    found = of("transformers", tmp_path)
+    assert (found.found, found.fine, found.needed) == (release, fine, fine)
+    assert ("exported students need 5.23" in found.advice) != fine
 
 
 def test_kernels_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

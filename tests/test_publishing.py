@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tests.model.theirs import skip_where_groups_differ
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 import retort
@@ -57,6 +58,7 @@ def test_a_batch_of_questions_through_transformers(
     ours = make_student(layers)
     retort.publish(ours, tmp_path / "out", tokenizer)
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    skip_where_groups_differ(model)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert theirs.padding_side == "left"
     chats = [[{"role": "user", "content": text}] for text in ("Short.", "A longer question?")]
@@ -92,6 +94,7 @@ def test_llama_cpp_gets_wide_mixers(tmp_path: Path, make_student: MakeDecoder) -
     ids_BT = torch.randint(61, (1, 9))
     torch.testing.assert_close(retort.load(tmp_path / "out")(ids_BT), ours(ids_BT))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    skip_where_groups_differ(theirs)
     assert type(theirs).__name__ == "GraniteMoeHybridForCausalLM"
     torch.testing.assert_close(theirs(ids_BT).logits, ours(ids_BT), atol=1e-4, rtol=0)
 

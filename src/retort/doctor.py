@@ -61,6 +61,7 @@ def findings(folder: Path) -> list[Finding]:
     return [
         Finding("Retort", f"{__version__}, Python {platform.python_version()}"),
         *_computing(),
+        _transformers(),
         _kernels(),
         _disk(folder),
         *(_extra(extra) for extra in EXTRAS),
@@ -93,6 +94,17 @@ def _computing() -> Iterator[Finding]:
         name = torch.cuda.get_device_name(index)
         yield Finding(f"GPU {index}", f"{name}, {_gib(free)} of {_gib(whole)} free")
     yield _extra(FLA)
+
+
+def _transformers() -> Finding:
+    """Retort itself does with less than its exported students ask for."""
+    from retort.model.formats import granite
+
+    found = version("transformers")
+    if granite.norms_groups(found):
+        return Finding("transformers", found)
+    advice = f"exported students need {granite.GROUPED_NORM} in it (docs/serving.md)"
+    return Finding("transformers", found, fine=False, needed=False, advice=advice)
 
 
 def _kernels() -> Finding:

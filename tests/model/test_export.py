@@ -24,6 +24,7 @@ from .theirs import (
     edit_config,
     family,
     granite,
+    skip_where_groups_differ,
     stored,
     tokens,
 )
@@ -373,6 +374,7 @@ def test_greedy_generation_is_ours(
     """One prompt alone, and prompts of different lengths padded on the left."""
     ours = decoder_of(layers, make_student, attention_alone)
     theirs: Any = written(ours, tmp_path / "out")
+    skip_where_groups_differ(theirs)
     rows = [clear_greedy(ours, length) for length in LENGTHS]
     prompt_BT = rows[0][None, : LENGTHS[0]]
     assert torch.equal(theirs.generate(prompt_BT, max_new_tokens=NEW, do_sample=False)[0], rows[0])

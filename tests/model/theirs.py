@@ -1,9 +1,11 @@
 """Tiny random models of transformers, and what is compared with them."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -16,6 +18,7 @@ from transformers import (
 )
 
 from retort.model.decoder import Decoder
+from retort.model.formats.granite import GROUPED_NORM, norms_groups
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -92,9 +95,17 @@ def tokens(length: int = 70) -> Tensor:
     return torch.randint(61, (2, length))
 
 
+def skip_where_groups_differ(theirs: PreTrainedModel) -> None:
+    """Ends a test where this release of transformers norms the groups of a mixer together."""
+    groups, release = getattr(theirs.config, "mamba_n_groups", 1), version("transformers")
+    if groups > 1 and not norms_groups(release):
+        pytest.skip(f"needs transformers {GROUPED_NORM}, which norms groups apart, not {release}")
+
+
 @torch.no_grad()
 def assert_same_logits(ours: Decoder, theirs: PreTrainedModel, atol: float) -> None:
     """On random tokens, in the dtype of both."""
+    skip_where_groups_differ(theirs)
     ids_BT = tokens()
     wanted = theirs(ids_BT, use_cache=False).logits
     assert wanted.std() > 0.1  # else the tolerance would say nothing

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,9 @@ def caveats(model: Model) -> list[str]:
         found.append(f"{model.name}: transformers runs its mixers in torch, without mamba_ssm")
     if not model.config.attention_layers:
         found.append(f"{model.name}: exported with one block more, which adds exactly nothing")
+    oldest = granite.oldest_transformers(model.config)
+    if oldest and not granite.norms_groups(version("transformers")):
+        found.append(f"{model.name}: transformers before {oldest} computes noise, as fast")
     return found
 
 

@@ -295,5 +295,11 @@ def oldest_transformers(config: DecoderConfig) -> str | None:
     return GROUPED_NORM if isinstance(mixer, Mamba2Config) and mixer.groups > 1 else None
 
 
+def norms_groups(release: str) -> bool:
+    """Whether this release of transformers does, from `GROUPED_NORM` on."""
+    found, first = ([int(part) for part in each.split(".")[:2]] for each in (release, GROUPED_NORM))
+    return found >= first
+
+
 GRANITE = Writer(ARCHITECTURE, _refusals, _runtimes, _write_config, _write_tensors)
 READERS = {ARCHITECTURE: Reader(ARCHITECTURE, _read_config, _read_tensors)}
