@@ -29,7 +29,7 @@ LIBRARY: dict[str, set[str]] = LEAVES | {
     "bench": {"recipe", "console", "ops", "model", "data", "sample", "train", "report", "tables"},
     "inspection": {"console", "model"},
     "listing": {"store", "tables"},
-    "doctor": {"ops"},
+    "doctor": {"ops", "model"},
     "publishing": {"recipe", "console", "model", "data", "report", "inspection"},
 }
 EDGES: dict[str, set[str]] = LIBRARY | {
