@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from weakref import ReferenceType, ref
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -347,6 +348,26 @@ def test_own_products_where_there_is_room(
     monkeypatch.setattr(forward_cpu, "of_threads", lambda threads: ALONE)
     assert type(Cpu(decoder, 8, 30, threads=2).head) is Matrix
     assert type(Cpu(decoder, 8, 30, threads=1).head) is Panels
+
+
+@pytest.mark.parametrize("layers", ["am", "d", "s"])
+def test_a_published_models_weights_in_half_the_bytes(
+    make_decoder: Make, layers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they come from a folder in bfloat16: to the last bit what the same in float32 gives."""
+    monkeypatch.setattr(products, "suited", lambda: True)
+    decoder = make_decoder(layers, qkv_bias=True).bfloat16().float()
+    half = Cpu(decoder, 3, 20)
+    monkeypatch.setattr(products, "itemsize", lambda weight: 4)
+    whole = Cpu(decoder, 3, 20)
+    (prompt,) = prefill.read(decoder, [[1, 2, 3]])
+    for forward, dtype in ((half, np.uint16), (whole, np.float32)):
+        assert isinstance(forward.head, Panels)
+        assert forward.head.arrays[1].dtype == dtype
+        forward.admit(torch.arange(3), prompt.state)
+    for token in range(4):
+        token_S = torch.tensor([token, 2 * token, 3 * token])
+        assert torch.equal(half.step(token_S, 4 + token), whole.step(token_S, 4 + token))
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch multiplies without MKL")

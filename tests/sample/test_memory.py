@@ -67,6 +67,9 @@ def test_a_copy_of_weights_where_there_is_room_for_it(
     assert found(10 * size, 8 * size + 1) == 0
     assert found(1e15, like=make_decoder("am").bfloat16()) == 0
     assert memory.room(decoder) == memory.SHARE * 1e15 - (size if ours else 0)
+    published = make_decoder("am").bfloat16().float()
+    assert found(size, like=published) == (size // 2 if ours else 0)
+    assert found(size - 1, like=published) == 0
 
 
 @pytest.mark.parametrize(("free", "slots"), [(0.0, 1), (1e15, memory.MOST["cpu"])])

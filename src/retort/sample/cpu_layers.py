@@ -26,7 +26,7 @@ from retort.model.mamba1 import Mamba1
 from retort.model.mamba2 import DiscreteMamba2, Mamba2
 from retort.model.norms import RMSNorm
 from retort.model.state import AttentionState, MambaState
-from retort.ops.cpu import attention, mamba1, mamba2, norms
+from retort.ops.cpu import attention, mamba1, mamba2, norms, storage
 from retort.ops.cpu.team import Team
 from retort.sample.cpu_products import Product
 from retort.sample.cpu_prompts import Prompts
@@ -98,7 +98,7 @@ class AttentionLayer:
         self.eps = max(norm.eps if isinstance(norm, RMSNorm) else 0.0 for norm in scales)
         shape = shared.slots, mixer.kv_heads, len(shared.cos_LD), mixer.head_dim
         self.k_SKLD, self.v_SKLD = torch.zeros(2, *shape, dtype=shared.kv_dtype)
-        self.caches = [_stored(self.k_SKLD), _stored(self.v_SKLD)]
+        self.caches = [storage.array(self.k_SKLD), storage.array(self.v_SKLD)]
         group = mixer.heads // mixer.kv_heads
         self.score_TGL = np.empty((shared.team[0], group, shape[2]), np.float32)
         self.y_SE = torch.empty(shared.slots, mixer.heads * mixer.head_dim)
@@ -281,8 +281,3 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 def _weight(norm: nn.Module) -> NDArray[Any]:
     """The weight of a norm, empty where there is none."""
     return _array(norm.weight) if isinstance(norm, RMSNorm) else np.empty(0, np.float32)
-
-
-def _stored(tensor: Tensor) -> NDArray[Any]:
-    """float32 as it is, bfloat16 as its bits."""
-    return (tensor if tensor.dtype == torch.float32 else tensor.view(torch.uint16)).numpy()

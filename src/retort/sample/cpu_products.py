@@ -1,10 +1,10 @@
 """Products with weights as a decode step needs them: of layers that share an input, side by side.
 
-`Panels` is our own, with a copy of the weights, where that is faster than torch's. A `Matrix` is
-torch's, with weights as [in, out]: a product with few rows is up to twice as fast so than with
-torch's [out, in]. MKL, with which torch multiplies on x86, lays the weights out anew in every
-product; for a number of rows that is known beforehand it can do so once, which saves another tenth
-of the time and takes a copy.
+`Panels` is our own, with a copy of the weights, where that is faster than torch's; the copy is in
+bfloat16 where that holds them exactly. A `Matrix` is torch's, with weights as [in, out]: a product
+with few rows is up to twice as fast so than with torch's [out, in]. MKL, with which torch
+multiplies on x86, lays the weights out anew in every product; for a number of rows that is known
+beforehand it can do so once, which saves another tenth of the time and takes a copy.
 
 Shapes: I inputs of a layer, O outputs of several, C panels of L columns, S slots or fewer rows.
 """
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retort.ops.cpu import products
+from retort.ops.cpu import products, storage
 from retort.ops.cpu.team import Team
 
 Floats = NDArray[np.float32]
@@ -44,7 +44,7 @@ class Panels:
     ) -> None:
         self.team = team
         panel_CIL = products.panels([layer.weight.detach() for layer in layers])
-        self.arrays = x_SI.numpy(), panel_CIL.numpy(), _room(layers, x_SI, y_SO).numpy()
+        self.arrays = x_SI.numpy(), storage.array(panel_CIL), _room(layers, x_SI, y_SO).numpy()
 
     def __call__(self, rows: int) -> Floats:
         """The outputs of the first rows, in y_SO."""

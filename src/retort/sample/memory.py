@@ -56,9 +56,10 @@ def panel_bytes(decoder: Decoder, states: float = 0.0) -> int:
     """Bytes of a copy of the weights for our own products on a CPU, beside the states of all slots:
     0 where there is none, because other products are faster, or memory is short.
     """
-    weight, size = decoder.lm_head.weight, weight_bytes(decoder)
+    weight = decoder.lm_head.weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or not products.suited():
         return 0
+    size = sum(products.itemsize(each) * each.numel() for each in decoder.parameters())
     free = free_memory(weight.device)
     return size if size <= min(COPY_SHARE * free, FULL * free - states) else 0
 

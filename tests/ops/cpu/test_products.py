@@ -5,8 +5,9 @@ import sys
 import pytest
 import torch
 from llvmlite import binding
+from torch import nn
 
-from retort.ops.cpu import products
+from retort.ops.cpu import products, storage
 from retort.ops.cpu.team import of_threads
 
 SHAPES = [(1, 1, 1), (2, 3, 15), (3, 5, 16), (4, 16, 17), (5, 33, 48), (6, 7, 31), (13, 40, 47)]
@@ -35,6 +36,38 @@ def test_a_row_is_summed_up_the_same_beside_any_others() -> None:
         one, found = x_SI[row : row + 1].numpy(), alone_SO[row : row + 1].numpy()
         products.multiply(one, panels, found, 1, of_threads(1))
     assert torch.equal(alone_SO, y_SO)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 6, 23])
+def test_weights_that_bfloat16_holds_are_kept_in_it(rows: int) -> None:
+    x_SI, exact_OI = torch.randn(rows, 70), torch.randn(48, 70).bfloat16().float()
+    other_OI = exact_OI.clone()
+    other_OI[-1, -1] = 1 + 2**-8  # a bit more than bfloat16 has: all columns in float32
+    half_CIL, whole_CIL = products.panels([exact_OI]), products.panels([other_OI])
+    assert (half_CIL.dtype, whole_CIL.dtype) == (torch.bfloat16, torch.float32)
+    y_SO, wanted_SO = torch.empty(2, rows, 48)
+    for panel_CIL, found_SO in ((half_CIL, y_SO), (whole_CIL, wanted_SO)):
+        arrays = x_SI.numpy(), storage.array(panel_CIL), found_SO.numpy()
+        products.multiply(*arrays, rows, of_threads(2))
+    assert torch.equal(y_SO[:, :-1], wanted_SO[:, :-1])
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.5, float("inf"), float("-inf"), 2.0**-126, -3e38])
+def test_what_bfloat16_holds(value: float) -> None:
+    weight_OI = torch.full((40, 30), value).bfloat16().float()
+    assert products.itemsize(weight_OI) == products.itemsize(weight_OI.t()) == 2
+
+
+@pytest.mark.parametrize("place", [(0, 0), (39, 29), (39, 0), (20, 11)])
+@pytest.mark.parametrize("value", [1 + 2**-8, 0.1, 1e-40])
+def test_one_weight_that_bfloat16_does_not_hold(
+    place: tuple[int, int], value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "CHECKED", 100)  # in several parts, the last one shorter
+    weight_OI = torch.ones(40, 30)
+    weight_OI[place] = value
+    assert products.itemsize(weight_OI) == products.itemsize(weight_OI.t()) == 4
+    assert products.itemsize(nn.Parameter(weight_OI[place[0]])) == 4
 
 
 @pytest.mark.parametrize("outputs", [(5,), (16, 16), (3, 13), (7, 20, 6)])

@@ -7,13 +7,21 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numba import types
 from numba.extending import overload
+from numpy.typing import NDArray
+from torch import Tensor
 
 from retort.ops.cpu.jit import inner
 from retort.ops.cpu.maths import from_bits, to_bits
 
 INT: Any = np.int32
+
+
+def array(tensor: Tensor) -> NDArray[Any]:
+    """NumPy's view of a tensor as kernels take it."""
+    return (tensor if tensor.dtype == torch.float32 else tensor.view(torch.uint16)).numpy()
 
 
 def widened(x: Any) -> float:
