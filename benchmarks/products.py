@@ -1,10 +1,11 @@
-"""Products of a decode step on a CPU: ours, with weights in panels, beside torch's.
+"""Products of a decode step on a CPU: ours, with weights in panels of float32 and of bfloat16, beside
+torch's.
 
     python benchmarks/products.py benchmarks/results/products-avx2.json
 
-Float32. A run goes over different weights of one shape, 64 MB of them, so that they come from
-memory or a far cache as in a step of a model; torch's lie as [in, out], which is how it is fastest.
-The two take turns. Figures are medians of seven, in GFLOP/s.
+A run goes over different weights of one shape, 64 MB of them in float32, so that they come from memory
+or a far cache as in a step of a model; torch's lie as [in, out], which is how it is fastest. Sums are
+in float32. The three take turns. Figures are medians of seven, in GFLOP/s.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +31,7 @@ SHAPES = [(256, 256), (256, 1024), (256, 2048), (768, 256), (2048, 2048), (2048,
 """Inputs and outputs: those of small models, and two of a model of 1B."""
 ROWS = (1, 4, 16, 64, 256)
 WEIGHTS = 64e6
-"""Bytes."""
+"""Bytes, in float32."""
 REPEATS = 7
 CPU = torch.device("cpu")
 
@@ -51,31 +54,38 @@ def main() -> None:
 
 
 def compared(inputs: int, outputs: int, rows: int, threads: int) -> dict[str, float]:
-    """GFLOP/s of both, and how many times as fast ours is."""
+    """GFLOP/s of each, how many times as fast as torch's ours is, and as in float32 in bfloat16."""
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     count = max(1, round(WEIGHTS / (4 * inputs * outputs)))
     layers = [nn.Linear(inputs, outputs, bias=False).requires_grad_(False) for _ in range(count)]
+    exact = [deepcopy(layer).bfloat16().float() for layer in layers]
     x_SI, y_SO = torch.randn(rows, inputs), torch.empty(rows, outputs)
-    panels = [Panels([layer], x_SI, y_SO, of_threads(threads)) for layer in layers]
+    panels, halves = (
+        [Panels([layer], x_SI, y_SO, of_threads(threads)) for layer in each]
+        for each in (layers, exact)
+    )
     # As a step has it: MKL packs the weights before for many rows, where there is room.
     packed = torch.backends.mkl.is_available() and rows >= 16
     matrices = [Matrix([layer], x_SI, y_SO, copied=False, packed=packed) for layer in layers]
-    runs: list[Run] = [lambda: each_of(panels, rows), lambda: each_of(matrices, rows)]
+    runs: list[Run] = [partial(each_of, each, rows) for each in (panels, halves, matrices)]
     for run in runs:
         run()
     seconds = [[timed(run, CPU) for run in runs] for _ in range(REPEATS)]
     work = 2e-9 * rows * inputs * outputs * count
-    ours, torchs = (work / statistics.median(column) for column in zip(*seconds, strict=True))
-    ratio = statistics.median(theirs / mine for mine, theirs in seconds)
+    ours, half, torchs = (work / statistics.median(column) for column in zip(*seconds, strict=True))
+    ratio = statistics.median(theirs / mine for mine, _, theirs in seconds)
+    halved = statistics.median(whole / half for whole, half, _ in seconds)
     result = {
         "threads": threads,
         "inputs": inputs,
         "outputs": outputs,
         "rows": rows,
         "ours": round(ours, 1),
+        "bfloat16": round(half, 1),
         "torch": round(torchs, 1),
         "times_as_fast": round(ratio, 2),
+        "bfloat16_times_as_fast": round(halved, 2),
     }
     print("  ".join(f"{name} {value}" for name, value in result.items()), flush=True)
     return result

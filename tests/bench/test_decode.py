@@ -149,16 +149,32 @@ def test_sweep_of_a_cpu_stops_at_some_size(models: list[Model], top: Head) -> No
     assert [row.batch for row in result.rows] == [1, 2, 4, 8, 16, 32, 64]
 
 
+@pytest.mark.parametrize(
+    ("runtime", "itemsize"), [("retort", 2), ("plain", 4), ("transformers", 4)]
+)
+def test_weights_that_our_steps_read_in_bfloat16(
+    models: list[Model], top: Head, runtime: Runtime, itemsize: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "read_itemsize", 2)
+    protocol = Protocol(10, 4, 4)
+    fake = Fake(models[0], "fake", [1.0], runtime=runtime)
+    result = whole([fake], Settings(protocol, ("own",), batches=(3,)), top)
+    wanted = step_bytes(models[0], 3, "own", protocol, models[0].cache, itemsize)
+    assert [row.step_bytes for row in result.rows] == [wanted]
+
+
 def test_bytes_of_a_step(models: list[Model]) -> None:
     protocol = Protocol(10, 4, 4)
     for model in models:
-        own = step_bytes(model, 3, "own", protocol, model.cache)
+        own = step_bytes(model, 3, "own", protocol, model.cache, 4)
         # Steps that see 11, 12, 13 and 14 tokens; the cost model takes whole ones.
         assert own == cost.decode_bytes(model.config, 3, 12, 4).total
         prompt = 10 * cost.kv_bytes_per_token(model.config, 4)
-        assert own - step_bytes(model, 3, "shared", protocol, model.cache) == 2 * prompt
+        assert own - step_bytes(model, 3, "shared", protocol, model.cache, 4) == 2 * prompt
+        half = step_bytes(model, 3, "own", protocol, model.cache, 2.0)
+        assert own - half == cost.decode_bytes(model.config, 3, 12, 4).weights / 2
     alone = [
-        step_bytes(models[0], 1, prompts, protocol, models[0].cache)
+        step_bytes(models[0], 1, prompts, protocol, models[0].cache, 4)
         for prompts in ("own", "shared")
     ]
     assert alone[0] == alone[1]

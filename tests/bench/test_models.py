@@ -11,6 +11,7 @@ from retort.bench import models as opening
 from retort.bench.models import Model, open_models, random_decoder, sizes
 from retort.model import cost, geometries
 from retort.model.decoder import Decoder
+from retort.ops.cpu import products
 
 
 @pytest.fixture
@@ -47,6 +48,20 @@ def test_geometries_have_random_weights(models: list[Model]) -> None:
     assert logits_BTV.isfinite().all()
     assert logits_BTV.std() > 0.1
     assert not any(parameter.requires_grad for parameter in made.parameters())
+
+
+def test_weights_of_published_sizes_are_as_those_are(
+    models: list[Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "suited", lambda: True)
+    monkeypatch.setattr(opening, "_config", lambda name: models[2].config)
+    published, small = open_models(["llama-3.2-1b", "small"], "cpu")
+    assert 2 < published.read_itemsize < 2.001, "the mixers' rates alone are in float32"
+    assert (published.itemsize, small.itemsize) == (4, 4)
+    assert small.read_itemsize > 3.9, "norms that are all 1"
+    monkeypatch.setattr(products, "suited", lambda: False)
+    (elsewhere,) = open_models(["llama-3.2-1b"], "cpu")
+    assert elsewhere.read_itemsize == 4
 
 
 def test_making_weights_leaves_the_generator_alone(models: list[Model]) -> None:

@@ -107,7 +107,7 @@ def test_a_cache_is_measured_beside_the_usual_one(models: list[Model]) -> None:
     assert [each.name for each in found] == ["attention", "mamba", "attention (KV bfloat16)"]
     assert notes == [], "without keys and values nothing changes"
     usual, _, other = found
-    moved = [step_bytes(each.model, 2, "own", Protocol(8, 4, 4), each.cache) for each in found]
+    moved = [step_bytes(each.model, 2, "own", Protocol(8, 4, 4), each.cache, 4) for each in found]
     assert moved[0] - moved[2] == 2 * 2 * 10 * 2 * 2 * 8 * 2  # layers, rows, tokens, K and V ...
     case = Case(2, Span(9, 4))
     bytes_of = [each.decode(case, each.read(case.lead)).state_bytes for each in (usual, other)]

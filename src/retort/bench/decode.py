@@ -245,10 +245,12 @@ def _row(
 ) -> Row:
     steps = [sum(span.seconds for span in run) / protocol.measured for run in runs]
     step = statistics.median(steps)
-    moved = step_bytes(contender.model, batch, prompts, protocol, contender.cache)
+    model, ours = contender.model, contender.runtime == "retort"
+    itemsize = model.read_itemsize if ours else model.itemsize
+    moved = step_bytes(model, batch, prompts, protocol, contender.cache, itemsize)
     return Row(
         contender=contender.name,
-        model=contender.model.name,
+        model=model.name,
         runtime=contender.runtime,
         prompts=prompts,
         batch=batch,
@@ -265,15 +267,22 @@ def _row(
 
 
 def step_bytes(
-    model: Model, batch: int, prompts: Prompts, protocol: Protocol, cache: cost.CacheBytes
+    model: Model,
+    batch: int,
+    prompts: Prompts,
+    protocol: Protocol,
+    cache: cost.CacheBytes,
+    itemsize: float,
 ) -> float:
-    """Bytes that a step must move, on average over the protocol's spans; the keys and values of a
-    shared prompt once for all rows.
+    """Bytes that a step must move, on average over the protocol's spans, where a weight has
+    `itemsize`; the keys and values of a shared prompt once for all rows.
     """
     middles = [span.middle for span in protocol.spans]
     context = sum(middles) / len(middles)
     moved = cost.decode_bytes(model.config, batch, round(context), model.itemsize, cache)
+    weights = moved.weights / model.itemsize * itemsize
+    total = moved.total - moved.weights + weights
     if prompts == "own":
-        return moved.total
+        return total
     read = cost.kv_bytes_per_token(model.config, cache.kv) * protocol.prompt
-    return moved.total - (batch - 1) * read
+    return total - (batch - 1) * read

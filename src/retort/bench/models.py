@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from retort.model.config import DecoderConfig
 from retort.model.decoder import Decoder
 from retort.model.devices import fast_dtype, open_device
 from retort.model.geometries import GEOMETRIES, geometry
+from retort.sample.memory import panel_bytes
 
 DEFAULTS = {
     "cpu": ("small", "small-pure", "small-hybrid"),
@@ -37,6 +39,14 @@ class Model:
     def itemsize(self) -> int:
         """Bytes of a number in the weights."""
         return self.decoder.lm_head.weight.element_size()
+
+    @cached_property
+    def read_itemsize(self) -> float:
+        """Bytes of a weight as the engine's steps read it: fewer where a CPU's copy of the weights
+        is in bfloat16.
+        """
+        copied = panel_bytes(self.decoder)
+        return copied / self.decoder.size if copied else self.itemsize
 
     @property
     def cache(self) -> cost.CacheBytes:
@@ -128,7 +138,18 @@ def _config(name: str) -> DecoderConfig:
 def _open(name: str, config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> Decoder:
     if Path(name).is_dir():
         return weights.load(name, dtype, device)
-    return random_decoder(config, device, dtype)
+    decoder = random_decoder(config, device, dtype)
+    if name not in DEFAULTS["cpu"]:
+        _round(decoder)
+    return decoder
+
+
+@torch.no_grad()
+def _round(decoder: Decoder) -> None:
+    """Leaves of the weights what bfloat16 holds, in which models of these sizes are published."""
+    for name, parameter in decoder.named_parameters():
+        if not name.endswith(weights.RATES):
+            parameter.copy_(parameter.bfloat16())
 
 
 def _shown(names: Sequence[str]) -> dict[str, str]:
