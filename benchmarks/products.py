@@ -1,11 +1,11 @@
-"""Products of a decode step on a CPU: ours, with weights in panels of float32 and of bfloat16, beside
-torch's.
+"""Products of a decode step on a CPU: ours, with weights in panels, beside torch's.
 
     python benchmarks/products.py benchmarks/results/products-avx2.json
 
-A run goes over different weights of one shape, 64 MB of them in float32, so that they come from memory
-or a far cache as in a step of a model; torch's lie as [in, out], which is how it is fastest. Sums are
-in float32. The three take turns. Figures are medians of seven, in GFLOP/s.
+Ours have panels of float32, and of bfloat16 for weights that it holds. A run goes over different
+weights of one shape, 64 MB of them in float32, so that they come from memory or a far cache as in a
+step of a model; torch's lie as [in, out], which is how it is fastest. Sums are in float32. The
+three take turns. Figures are medians of seven, in GFLOP/s.
 """
 
 from __future__ import annotations

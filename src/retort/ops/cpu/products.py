@@ -41,7 +41,7 @@ CHECKED = 1 << 20
 """Weights at a time, so that what is made of them stays in a cache."""
 
 AHEAD = 256
-"""Rows of a panel. The first of its tiles would otherwise wait for each of them."""
+"""Rows of a panel, which a tile would otherwise wait for; at its end, those of the next one."""
 
 
 def suited() -> bool:
@@ -130,9 +130,8 @@ def _tile_of(height: int) -> Any:
             x_R = [builder.gep(x, [builder.mul(row, inputs)]) for row in rows]
 
             def step(i: Any, sums: list[Any]) -> list[Any]:
-                if height == ROWS:  # else it is a panel's last tile: it is near, or read just once
-                    ahead = builder.mul(builder.add(i, WORD(AHEAD)), WORD(LANES))
-                    vector.fetch(builder, panel, ahead)
+                ahead = builder.mul(builder.add(i, WORD(AHEAD)), WORD(LANES))
+                vector.fetch(builder, panel, ahead)
                 weight_L = vector.load(builder, panel, builder.mul(i, WORD(LANES)))
                 numbers = [builder.load(builder.gep(start, [i])) for start in x_R]
                 return [
