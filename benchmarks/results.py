@@ -268,6 +268,20 @@ def _measured(target: dict[str, Any]) -> str:
     return f"{target['measured']:.2f}x ({min(runs):.2f}-{max(runs):.2f})"
 
 
+def published() -> str:
+    """A model of a published size: tokens a second by rows at once, ours and transformers'."""
+    found = {(row["runtime"], row["batch"]): row for row in raw("bench-qwen2.5-0.5b")["rows"]}
+    head = ("rows", "Retort", "of the limit", "transformers", "times as fast")
+    return table(head, (_published(found, rows) for rows in sorted({key[1] for key in found})))
+
+
+def _published(found: Mapping[tuple[str, int], dict[str, Any]], rows: int) -> tuple[str, ...]:
+    ours, theirs = found["retort", rows], found["transformers", rows]
+    rates = [each["tokens_per_second"] for each in (ours, theirs)]
+    limit = f"{100 * ours['of_limit']:.0f} %"
+    return str(rows), f"{rates[0]:.0f}", limit, f"{rates[1]:.0f}", f"{rates[0] / rates[1]:.1f}x"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo-summary": lambda: summary("demo"),
     "demo-models": lambda: models("demo"),
@@ -286,6 +300,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "replays": replays,
     "ablations": ablations,
     "targets": targets,
+    "published": published,
 }
 
 
