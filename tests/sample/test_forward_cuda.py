@@ -1,6 +1,8 @@
 """A step by kernels for GPUs against the decoder itself, and what the host does for it."""
 
-from collections.abc import Callable, Sequence
+import gc
+import weakref
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import pytest
@@ -13,11 +15,13 @@ from retort.model.config import DiscreteMamba2Config, Mamba1Config, Mamba2Config
 from retort.model.cost import state_bytes
 from retort.model.decoder import Decoder
 from retort.ops.cuda.draw import Filters, draw
-from retort.sample import prefill
+from retort.sample import engine, prefill, samplers
 from retort.sample.cache import CacheSettings
 from retort.sample.forward import Forward, Plain
 from retort.sample.forward_cuda import Cuda
 from retort.sample.graphs import Replayed
+from retort.sample.slots import Graphed
+from retort.sample.tokens import SamplingParams
 
 Make = Callable[..., Decoder]
 SMALL: dict[str, MixerConfig] = {
@@ -121,7 +125,7 @@ def sampled(decoder: Decoder, steps: int, replayed: bool, capture: bool) -> list
     """What three rows of five slots say; the second prompt's row joins after two steps."""
     forward = Cuda(decoder, 5, 30)
     sampler, device = Sampler(forward), str(forward.device)
-    graphs = Replayed(forward, sampler.launch, capture)
+    graphs = Replayed(forward, capture)
     prompts = prefill.read(decoder, [[3, 4], [5, 6, 7, 8, 9]])
     forward.admit(rows([0, 1], device), prompts[0].state)
     texts = []
@@ -130,7 +134,7 @@ def sampled(decoder: Decoder, steps: int, replayed: bool, capture: bool) -> list
             forward.admit(rows([2], device), prompts[1].state)
         count = 3 if step >= 2 else 2
         if replayed:
-            graphs.step(count, 20)
+            graphs.step(count, 20, sampler.launch)
         else:
             forward.prepare(count, 20)
             sampler.launch(count)
@@ -150,6 +154,34 @@ def test_graphs(layers: str, make_decoder: Make) -> None:
     decoder = tiny(make_decoder, layers, "cuda")
     wanted = sampled(decoder, 12, replayed=False, capture=False)
     assert sampled(decoder, 12, replayed=True, capture=True) == wanted
+
+
+def test_a_batch_leaves_no_memory_behind(
+    make_decoder: Make, triton_device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Caches and graphs of a batch that has ended must not wait for a collection of garbage."""
+    ended: list[weakref.ref[Cuda]] = []
+
+    def open_slots(
+        decoder: Decoder,
+        slots: int,
+        lengths: tuple[int, int],
+        params: SamplingParams,
+        stops: Collection[int],
+        cache: CacheSettings,
+    ) -> Graphed:
+        forward, capture = Cuda(decoder, slots, *lengths, cache), triton_device == "cuda"
+        ended.append(weakref.ref(forward))
+        return Graphed(forward, samplers.Plain(params), params.max_tokens, stops, capture)
+
+    monkeypatch.setattr(engine, "open_slots", open_slots)
+    sampler = engine.Engine(tiny(make_decoder, "am", triton_device), slots=3)
+    gc.disable()
+    try:
+        sampler.generate([[3, 4], [5, 6]], SamplingParams(n=2, max_tokens=3))
+        assert [forward() for forward in ended] == [None]
+    finally:
+        gc.enable()
 
 
 # ---------------------------------------------------------------- the host's part

@@ -1,5 +1,7 @@
 """Which graph a step takes."""
 
+import torch
+
 from retort.sample.graphs import Replayed, rounded
 
 
@@ -12,7 +14,7 @@ def test_numbers_of_rows_are_rounded_up() -> None:
 class Recorded:
     """Prepares nothing; tells what it was asked."""
 
-    slots = 6
+    slots, device = 6, torch.device("cpu")
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
@@ -24,10 +26,10 @@ class Recorded:
 
 def test_each_step_is_prepared_for_its_own_rows() -> None:
     forward, launched = Recorded(), list[int]()
-    steps = Replayed(forward, launched.append, capture=False)
+    steps = Replayed(forward, capture=False)
     asked = [(1, 5), (3, 6), (3, 17), (5, 18), (3, 7)]
     for rows, reach in asked:
-        steps.step(rows, reach)
+        steps.step(rows, reach, launched.append)
     assert forward.asked == asked
     assert launched == [1, 4, 4, 6, 4]
     assert set(steps.graphs) == {(1, 0), (4, 0), (4, 1), (6, 1)}

@@ -48,7 +48,6 @@ def measure(
                 if not is_out_of_memory(error):
                     raise
                 del found[key]
-                gc.collect()
             _free_gpu()
     return found
 
@@ -73,4 +72,5 @@ def noise(spreads: Mapping[str, float]) -> list[str]:
 def _free_gpu() -> None:
     """Gives memory back: the next one to be measured needs it in pieces of other sizes."""
     if torch.cuda.is_available():
+        gc.collect()  # other libraries keep some in cycles
         torch.cuda.empty_cache()

@@ -68,6 +68,7 @@ def _cuda(params: SamplingParams) -> Sampler:
     filters = Filters(params.top_k, params.top_p, params.min_p)
 
     def sample(logits_SV: Tensor, seed_S: Tensor, count_S: Tensor) -> tuple[Tensor, Tensor]:
-        return draw(logits_SV, seed_S, count_S, params.temperature, filters)
+        with torch.cuda.device_of(logits_SV):  # kernels run on the current one
+            return draw(logits_SV, seed_S, count_S, params.temperature, filters)
 
     return sample

@@ -109,11 +109,11 @@ class Graphed(Slots):
         capture: bool = True,
     ) -> None:
         super().__init__(forward, sampler, max_tokens, stops)
-        self.replayed = Replayed(forward, self._launch, capture)
+        self.replayed = Replayed(forward, capture)
 
     def step(self, rows: int, reach: int) -> None:
         """One more token for each of the first rows, which then have read at most `reach`."""
-        self.replayed.step(rows, reach)
+        self.replayed.step(rows, reach, self._launch)
 
     def _launch(self, rows: int) -> None:
         """All of a step that the device does, for the first rows or some more."""
