@@ -419,9 +419,10 @@ def test_fingerprint_sees_renamed_and_added_files(checkpoint: Path) -> None:
     seen = [fingerprint(checkpoint)]
     (checkpoint / "model.safetensors").rename(checkpoint / "weights.safetensors")
     seen.append(fingerprint(checkpoint))
-    (checkpoint / "tokenizer_config.json").write_text("{}")
-    seen.append(fingerprint(checkpoint))
-    assert len(set(seen)) == 3
+    for name in ("tokenizer_config", "generation_config", "mamba_config"):
+        (checkpoint / f"{name}.json").write_text("{}")
+        seen.append(fingerprint(checkpoint))
+    assert len(set(seen)) == 5
 
 
 def test_fingerprint_ignores_what_computes_nothing(checkpoint: Path, tmp_path: Path) -> None:

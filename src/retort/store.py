@@ -61,6 +61,8 @@ LOCK = ".lock"
 SCORER = "scorer.json"
 _FINGERPRINTED = (
     "config.json",
+    "generation_config.json",  # its stop tokens
+    "mamba_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
@@ -179,7 +181,7 @@ def sample_seed(run_seed: int, problem_id: str, sample_idx: int) -> int:
 def fingerprint(folder: Path) -> str:
     """Hash of what a checkpoint folder computes, in time that does not grow with the weights.
 
-    Covers configuration, tokenizer and chat template whole, and of each *.safetensors file its
+    Covers configurations, tokenizer and chat template whole, and of each *.safetensors file its
     name, its size, its header (names, shapes, types, offsets) and the first and last MiB of data.
     Two checkpoints that differ in the middle of a file alone share a fingerprint.
     Raises ValueError when config.json or the weights are missing or a weights file is cut short.
