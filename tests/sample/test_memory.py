@@ -1,7 +1,6 @@
 """How many slots a machine's memory gives."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -85,16 +84,6 @@ def test_slots_have_bounds(
 
 def test_free_memory_of_this_machine() -> None:
     assert 2**20 < memory.free_memory(torch.device("cpu")) < 2**50
-
-
-@pytest.mark.parametrize(
-    ("limit", "free"), [("max\n", float("inf")), ("1000\n", 400.0), (None, float("inf"))]
-)
-def test_a_container_may_take_less(tmp_path: Path, limit: str | None, free: float) -> None:
-    if limit is not None:
-        (tmp_path / "memory.max").write_text(limit)
-        (tmp_path / "memory.current").write_text("600\n")
-    assert memory.group_memory(tmp_path) == free
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import psutil
 import torch
@@ -11,6 +10,7 @@ import torch
 from retort.model.cost import largest_batch, parameters
 from retort.model.decoder import Decoder
 from retort.ops.cpu import products
+from retort.sample import control_groups
 from retort.sample.cache import CacheSettings
 
 SHARE = 0.8
@@ -70,22 +70,12 @@ def weight_bytes(decoder: Decoder) -> int:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that can still be had on a device; on a CPU within what its control group allows."""
+    """Bytes that can still be had on a device; on a CPU within what control groups allow."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + unused
-    return min(psutil.virtual_memory().available, group_memory(Path("/sys/fs/cgroup")))
-
-
-def group_memory(group: Path) -> float:
-    """What a container may still take, infinite where none is set (control groups, version 2)."""
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-    except OSError:
-        return float("inf")
-    return float("inf") if limit == "max" else float(int(limit) - used)
+    return min(psutil.virtual_memory().available, control_groups.memory_left())
 
 
 def is_out_of_memory(error: BaseException) -> bool:
