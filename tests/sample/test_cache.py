@@ -1,6 +1,6 @@
 """How what rows remember is kept: what can be asked for, of whom, and that it gets there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ import retort
 from retort.model.cost import CacheBytes, recurrent_bytes
 from retort.model.decoder import Decoder
 from retort.recipe import Cache, RecipeError, SampleRecipe, parse
-from retort.sample import crew, forward, memory, run
+from retort.sample import cpu_prompts, crew, forward, memory, prefill, run
 from retort.sample.cache import CacheSettings
 from retort.sample.engine import Engine
 from retort.sample.forward import check_cache, open_forward
@@ -104,6 +104,25 @@ def test_an_engine_keeps_what_it_is_told(make_decoder: Make) -> None:
     assert caches == 2 * 50 * 2 * 2 * 8 * 2  # slots, tokens, K and V, heads, channels, bytes
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_share_their_prompt_read_it_as_others_do(
+    make_decoder: Make, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which rows share one depends on how many there are: what they say must not."""
+    decoder = make_decoder("am")
+    prompt = list(range(3, 40))
+    found = []
+    for worthwhile in (1, 1 << 40):
+        monkeypatch.setattr(cpu_prompts, "WORTHWHILE", worthwhile)
+        forward = Cpu(decoder, 2, 60, dtype)
+        (read,) = prefill.read(decoder, [prompt])
+        forward.admit(torch.arange(2), read.state)
+        assert bool(list(forward.groups(2))) == (worthwhile == 1)
+        found.append(forward.step(torch.tensor([5, 6]), 38).clone())
+    torch.testing.assert_close(*found, atol=1e-5, rtol=0)
+
+
 def test_more_rows_fit_where_they_keep_less(
     make_decoder: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,15 +135,19 @@ ASKED = {"out": "run", "model": "bundled", "problems": {"kind": "arithmetic", "c
 
 
 def test_slots_are_as_many_as_such_caches_leave_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[CacheSettings] = []
+    """And as prompts and other processes do."""
+    seen: list[tuple[int, CacheSettings, int]] = []
 
-    def slots(decoders: list[Decoder], longest: int, cache: CacheSettings) -> int:
-        seen.append(cache)
+    def slots(
+        decoders: Sequence[Decoder], longest: int, cache: CacheSettings, processes: int
+    ) -> int:
+        seen.append((longest, cache, processes))
         return 1
 
     monkeypatch.setattr(crew, "auto_slots", slots)
-    crew.open_engine(parse(SampleRecipe, ASKED | {"cache": {"kv_dtype": "bfloat16"}}))
-    assert seen == [HALF]
+    settings = {"cache": {"kv_dtype": "bfloat16"}, "sampling": {"max_tokens": 70}}
+    crew.open_engine(parse(SampleRecipe, ASKED | settings), 3000, 4)
+    assert seen == [(3070, HALF, 4)]
 
 
 def test_bytes_of_a_token_are_those_of_the_cache(make_decoder: Make) -> None:
@@ -142,9 +165,9 @@ def test_a_recipe_opens_an_engine_with_it(monkeypatch: pytest.MonkeyPatch) -> No
     threads: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     asked = {"slots": 3, "threads": 2, "cache": {"kv_dtype": "bfloat16"}}
-    assert crew.open_engine(parse(SampleRecipe, ASKED | asked)).cache == HALF
+    assert crew.open_engine(parse(SampleRecipe, ASKED | asked), 9).cache == HALF
     assert threads == [2]
-    crew.open_engine(parse(SampleRecipe, ASKED))
+    crew.open_engine(parse(SampleRecipe, ASKED), 9)
     assert threads == [2], "torch's own where nothing is said"
 
 

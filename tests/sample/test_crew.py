@@ -39,7 +39,7 @@ def test_an_engine_is_warm_before_a_run(
         runs.append((params, engine.timing.decode_steps))
 
     monkeypatch.setattr(Engine, "_run", watched)
-    crew = Alone(asked, open_engine(asked))
+    crew = Alone(asked, open_engine(asked, 3))
     portions = crew.sample([Work("problem", [1, 2, 3], [0, 1, 2])])
     assert crew.engine.timing == Timing()
     assert not crew.engine.log.take()

@@ -35,6 +35,18 @@ def test_slots_fill_their_share_of_the_free_memory(
     assert state_bytes(decoder.config, 4) <= states < parameters(decoder.config).total * 4
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_processes_share_what_is_free(
+    make_decoder: Callable[..., Decoder], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "suited", lambda: False)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2e6)
+    decoders = [make_decoder("am")] * count
+    alone, third = (memory.auto_slots(decoders, 100, processes=each) for each in (1, 3))
+    assert third > 4
+    assert third == alone // 3
+
+
 def test_a_draft_takes_its_part(
     make_decoder: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,9 @@ class Ray:
         self.asked = options
         return lambda kind: SimpleNamespace(remote=partial(self.start, kind))
 
+    def nodes(self) -> list[dict[str, bool]]:
+        return [{"Alive": True}, {"Alive": False}, {"Alive": True}]
+
     def start(self, kind: type, *values: Any) -> Actor:
         self.actors.append(Actor(self, partial(kind, *values), len(self.actors)))
         return self.actors[-1]
@@ -300,17 +303,23 @@ def test_an_interruption_keeps_what_was_handed_over(
 # What a worker is told, and what it refuses
 
 
+def told(
+    asked: SampleRecipe, prints: Sequence[str] = (), version: str = retort.__version__
+) -> workers.Told:
+    return workers.Told(workers._recipe_for_others(asked), list(prints), version, 20, 1)
+
+
 def test_a_worker_finds_the_model_from_anywhere(
     settings: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     relative = recipe(settings, "model=tiny", "draft.model=small")
-    assert workers._told(relative)["model"] == str(tmp_path / "tiny")
-    assert workers._told(relative)["draft"] == {"model": str(tmp_path / "small"), "tokens": 4}
-    assert workers._told(recipe(settings, "model=bundled"))["model"] == "bundled"
-    bundled = workers.Worker(
-        0, workers._told(recipe(settings, "model=bundled")), [], retort.__version__
-    )
+    found = told(relative).recipe
+    assert found["model"] == str(tmp_path / "tiny")
+    assert found["draft"] == {"model": str(tmp_path / "small"), "tokens": 4}
+    of_retort = told(recipe(settings, "model=bundled"))
+    assert of_retort.recipe["model"] == "bundled"
+    bundled = workers.Worker(0, of_retort)
     assert bundled.recipe.model == BUNDLED_TEACHER
 
 
@@ -321,7 +330,7 @@ def test_a_workers_engine_is_warm_when_it_is_open(
     warmed: list[SamplingParams] = []
     monkeypatch.setattr(Engine, "warm", lambda engine, params: warmed.append(params))
     prints = [fingerprint(asked.model)]
-    worker = workers.Worker(0, workers._told(asked), prints, retort.__version__)
+    worker = workers.Worker(0, told(asked, prints))
     assert worker.open().slots == worker.engine.slots == 5
     assert [params.max_tokens for params in warmed] == [10]
 
@@ -333,13 +342,13 @@ def test_a_worker_has_one_thread_unless_told(
     asked: tuple[str, ...],
     threads: int,
 ) -> None:
-    told: list[int] = []
-    monkeypatch.setattr("torch.set_num_threads", told.append)
+    set_to: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", set_to.append)
     monkeypatch.setattr(Engine, "warm", lambda engine, params: None)
     told_recipe = recipe(settings, *asked)
     prints = [fingerprint(told_recipe.model)]
-    workers.Worker(0, workers._told(told_recipe), prints, retort.__version__).open()
-    assert told == [threads]
+    workers.Worker(0, told(told_recipe, prints)).open()
+    assert set_to == [threads]
 
 
 @pytest.mark.parametrize(
@@ -367,16 +376,28 @@ def test_a_node_that_cannot_read_the_model_is_named(
         return start(kind, *values)
 
     monkeypatch.setattr(ray, "start", spoilt)
-    told = rf"^worker 0: node gpu-3: .*{message}.*same path\) \(docs/"
-    with pytest.raises(ValueError, match=told):
+    line = rf"^worker 0: node gpu-3: .*{message}.*same path\) \(docs/"
+    with pytest.raises(ValueError, match=line):
         sample(asked, TWO)
     assert not asked.out.exists()
 
 
 def test_another_version_is_refused(settings: list[str]) -> None:
-    worker = workers.Worker(0, workers._told(recipe(settings)), [], "0.0.1")
+    worker = workers.Worker(0, told(recipe(settings), version="0.0.1"))
     with pytest.raises(ValueError, match=r"and 0\.0\.1 where the run was started"):
         worker.open()
+
+
+@pytest.mark.parametrize(("count", "processes"), [(1, 1), (2, 1), (5, 3)])
+def test_workers_of_a_node_share_its_memory(
+    settings: list[str], stand_in: Callable[..., Ray], count: int, processes: int
+) -> None:
+    ray = stand_in()
+    asked = recipe(settings)
+    sample(asked, Cluster("auto", count))
+    told_to = [actor.worker.told for actor in ray.actors]
+    assert {each.processes for each in told_to} == {processes}
+    assert all(each.prompt_tokens > 1 for each in told_to)
 
 
 def test_one_gpu_each(settings: list[str], stand_in: Callable[..., Ray]) -> None:

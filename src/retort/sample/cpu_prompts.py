@@ -31,11 +31,15 @@ class Prompts:
     """Which slots read which prompts together, and room for what comes of it in a layer.
 
     The cache of a slot starts with token `start_S`, behind the prompt that it shares, `shared_S`; a
-    prompt is held for as long as a slot shares it. `copied_S` are those of the other slots.
+    prompt is held for as long as a slot shares it. `copied_S` are those of the other slots, whose
+    caches are of `kv_dtype`: a prompt that is shared is rounded to it, so that rows say the same
+    whether they share it or not.
     """
 
-    def __init__(self, config: DecoderConfig, slots: int, team: Team) -> None:
-        self.team = team
+    def __init__(
+        self, config: DecoderConfig, slots: int, team: Team, kv_dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.team, self.kv_dtype = team, kv_dtype
         self.share_from = WORTHWHILE if config.attention_layers else None
         self.start_S = np.zeros(slots, np.int64)
         self.shared_S: list[DecoderState | None] = [None] * slots
@@ -54,6 +58,8 @@ class Prompts:
         some = any(each is prompt for each in self.shared_S)
         copies = sum(each is not None and each() is prompt for each in self.copied_S)
         if self.share_from is not None and (some or (copies + times) * length >= self.share_from):
+            if not some:
+                _round(prompt, self.kv_dtype)
             self._put(slots, [prompt] * times, [None] * times, [length] * times)
         else:
             self._put(slots, [None] * times, [ref(prompt)] * times, [0] * times)
@@ -146,6 +152,14 @@ class Group:
         return cls(
             caches, slots, slot_A, q_KAGD, q_KRD, y_KAGD, y_KRD, score_KRL, sums_2KAG, arrays
         )
+
+
+def _round(prompt: DecoderState, kv_dtype: torch.dtype) -> None:
+    """Rounds keys and values where they are, which does no more the second time."""
+    for layer in prompt.layers:
+        if isinstance(layer, AttentionState) and layer.k_BKLD.dtype != kv_dtype:
+            for tensor in layer.tensors():
+                tensor.copy_(tensor.to(kv_dtype))
 
 
 def _caches(prompt: DecoderState, length: int) -> dict[int, tuple[Tensor, Tensor]]:

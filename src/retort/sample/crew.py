@@ -22,9 +22,6 @@ from retort.sample.memory import auto_slots
 from retort.sample.speculative import Speculative, load_draft
 from retort.sample.work import Portion, Work, params_of, portions
 
-PROMPT_TOKENS = 1024
-"""What `slots: auto` reckons with for a prompt; workers open their models before they see any."""
-
 
 class Crew(Protocol):
     """One engine or more, on what `device` names."""
@@ -55,23 +52,30 @@ class Alone:
         return portions(self.engine, self.recipe.sampling, work)
 
 
-def open_engine(recipe: SampleRecipe) -> Engine:
-    """The recipe's model in an engine, with its draft if it has one. Raises ValueError for folders
-    or a device that do not work here.
+def open_engine(recipe: SampleRecipe, prompt_tokens: int, processes: int = 1) -> Engine:
+    """The recipe's model in an engine, with its draft if it has one.
+
+    With `slots: auto` there are as many as fit behind prompts of at most `prompt_tokens`, where so
+    many processes share the device's memory. Raises ValueError for folders or a device that do not
+    work here.
     """
     open_device(recipe.device)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     dtype, tokenizer = dtype_of(recipe), load_tokenizer(recipe.model)
     decoder = weights.load(recipe.model, dtype, recipe.device)
+    cache, decode = CacheSettings.of(recipe.cache), _decoding(tokenizer)
+    longest = prompt_tokens + recipe.sampling.max_tokens
+
+    def slots(*decoders: Decoder) -> int:
+        if recipe.slots == "auto":
+            return auto_slots(decoders, longest, cache, processes)
+        return recipe.slots
+
     if recipe.draft is None:
-        cache = CacheSettings.of(recipe.cache)
-        slots = _slots(recipe, [decoder])
-        return Engine(decoder, slots, _decoding(tokenizer), cache=cache)
+        return Engine(decoder, slots(decoder), decode, cache=cache)
     draft = load_draft(recipe.draft.model, decoder, tokenizer, dtype)
-    slots = _slots(recipe, [decoder, draft])
-    decode = _decoding(tokenizer)
-    return Speculative(decoder, draft, recipe.draft.tokens, slots, decode)
+    return Speculative(decoder, draft, recipe.draft.tokens, slots(decoder, draft), decode)
 
 
 def _decoding(tokenizer: PreTrainedTokenizerBase) -> Decode:
@@ -81,13 +85,6 @@ def _decoding(tokenizer: PreTrainedTokenizerBase) -> Decode:
         return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     return decode
-
-
-def _slots(recipe: SampleRecipe, decoders: Sequence[Decoder]) -> int:
-    if recipe.slots == "auto":
-        longest = PROMPT_TOKENS + recipe.sampling.max_tokens
-        return auto_slots(decoders, longest, CacheSettings.of(recipe.cache))
-    return recipe.slots
 
 
 def models(recipe: SampleRecipe) -> list[Path]:

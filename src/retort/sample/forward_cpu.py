@@ -155,7 +155,7 @@ def _share(
     threads = torch.get_num_threads() if threads is None else threads
     team = of_threads(threads)
     length_S = np.zeros(slots, np.int64)
-    prompts = Prompts(decoder.config, slots, team)
+    prompts = Prompts(decoder.config, slots, team, kv_dtype)
     angles = cos_1LD[0].numpy(), sin_1LD[0].numpy()
     token = kv_bytes_per_token(decoder.config, kv_dtype.itemsize)
     states = slots * (state_bytes(decoder.config, 4) + max_length * token)

@@ -51,8 +51,9 @@ def sample(recipe: SampleRecipe, cluster: Cluster | None = None) -> Path:
     tokenizer = load_tokenizer(recipe.model)
     shots = _shots(recipe, problems)
     prompts = [prompt_ids(tokenizer, ask(recipe.prompt, each.question), shots) for each in problems]
-    _check_lengths(config, recipe, max(len(prompt) for prompt in prompts))
-    with _crew(recipe, cluster) as crew:
+    longest = max(len(prompt) for prompt in prompts)
+    _check_lengths(config, recipe, longest)
+    with _crew(recipe, longest, cluster) as crew:
         run = Run.start(
             recipe.out,
             _identity(recipe),
@@ -76,10 +77,12 @@ def _shots(recipe: SampleRecipe, problems: list[Problem]) -> list[tuple[str, str
     return [(ask(recipe.prompt, each.question), sets.worked(each)) for each in shown]
 
 
-def _crew(recipe: SampleRecipe, cluster: Cluster | None) -> AbstractContextManager[Crew]:
+def _crew(
+    recipe: SampleRecipe, prompt_tokens: int, cluster: Cluster | None
+) -> AbstractContextManager[Crew]:
     if cluster is None:
-        return nullcontext(Alone(recipe, open_engine(recipe)))
-    return workers.crew(recipe, cluster)
+        return nullcontext(Alone(recipe, open_engine(recipe, prompt_tokens)))
+    return workers.crew(recipe, prompt_tokens, cluster)
 
 
 def _complete(

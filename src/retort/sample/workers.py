@@ -35,8 +35,9 @@ LOSSES = 3
 
 
 @contextmanager
-def crew(recipe: SampleRecipe, cluster: Cluster) -> Iterator[Workers]:
-    """Workers that have the recipe's model; the first is ready. They end with the `with` block.
+def crew(recipe: SampleRecipe, prompt_tokens: int, cluster: Cluster) -> Iterator[Workers]:
+    """Workers that have the recipe's model, for prompts of at most `prompt_tokens`; the first is
+    ready. They end with the `with` block.
 
     Raises ValueError, in one line, where Ray is not installed, the cluster does not answer, has no
     such device, or a node cannot read the model.
@@ -51,8 +52,17 @@ def crew(recipe: SampleRecipe, cluster: Cluster) -> Iterator[Workers]:
             max_task_retries=LOSSES,
             scheduling_strategy="SPREAD",
         )(Worker)
-        told = _told(recipe), [fingerprint(folder) for folder in models(recipe)], __version__
-        actors = [kind.remote(number, *told) for number in range(cluster.workers)]
+        # GPUs are not shared; the memory of a node is, by the workers that are spread there.
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        processes = 1 if gpus else -(-cluster.workers // nodes)
+        told = Told(
+            _recipe_for_others(recipe),
+            [fingerprint(folder) for folder in models(recipe)],
+            __version__,
+            prompt_tokens,
+            processes,
+        )
+        actors = [kind.remote(number, told) for number in range(cluster.workers)]
         try:
             workers = Workers(ray, actors)
             workers.wait()
@@ -72,7 +82,7 @@ def _gpus(device: str) -> int:
     return int(device == "cuda")
 
 
-def _told(recipe: SampleRecipe) -> dict[str, Any]:
+def _recipe_for_others(recipe: SampleRecipe) -> dict[str, Any]:
     """The recipe as it is sent to other machines, whose folders are not relative to this one's."""
     told = recipe.model_dump(mode="json") | {"model": _place(recipe.model)}
     if recipe.draft is not None:
@@ -88,6 +98,19 @@ def _place(model: Path) -> str:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What a worker is told: the recipe as other machines read it, its models' fingerprints, the
+    version that the run was started with, the longest prompt, and how many share a node's memory.
+    """
+
+    recipe: Mapping[str, Any]
+    fingerprints: list[str]
+    version: str
+    prompt_tokens: int
+    processes: int
+
+
+@dataclass(frozen=True)
 class Opened:
     """What a worker says of itself once it has the model."""
 
@@ -98,11 +121,8 @@ class Opened:
 class Worker:
     """An engine in a process of Ray's. One that was started again opens the model again."""
 
-    def __init__(
-        self, number: int, told: Mapping[str, Any], fingerprints: list[str], version: str
-    ) -> None:
-        self.number, self.told, self.version = number, told, version
-        self.fingerprints = fingerprints
+    def __init__(self, number: int, told: Told) -> None:
+        self.number, self.told = number, told
         self.share: int | None = None
         self.portions: Iterator[Portion] = iter(())
 
@@ -121,12 +141,12 @@ class Worker:
 
     @cached_property
     def recipe(self) -> SampleRecipe:
-        if self.version != __version__:
+        if self.told.version != __version__:
             raise ValueError(
-                f"retort {__version__} is installed on node {platform.node()} and {self.version} "
-                "where the run was started; they must be the same"
+                f"retort {__version__} is installed on node {platform.node()} and "
+                f"{self.told.version} where the run was started; they must be the same"
             )
-        return parse(SampleRecipe, self.told)
+        return parse(SampleRecipe, self.told.recipe)
 
     @cached_property
     def engine(self) -> Engine:
@@ -134,10 +154,10 @@ class Worker:
             # Workers side by side with several threads each would wait for one another's.
             torch.set_num_threads(1)
         try:
-            for folder, known in zip(models(self.recipe), self.fingerprints, strict=True):
+            for folder, known in zip(models(self.recipe), self.told.fingerprints, strict=True):
                 if fingerprint(folder) != known:
                     raise ValueError(f"{folder}: another model than where the run started")
-            engine = open_engine(self.recipe)
+            engine = open_engine(self.recipe, self.told.prompt_tokens, self.told.processes)
         except (ValueError, OSError) as error:
             raise ValueError(
                 f"node {platform.node()}: {error} (every node reads the model from the same path) "
