@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import torch
+
 from retort.sample.slots import Slots
 from retort.sample.tokens import SamplingParams
 
@@ -30,13 +32,17 @@ class StopStrings:
         """Ends those of the first rows whose last `new` tokens, or fewer, complete a string."""
         if not self.strings:
             return
-        counts = slots.count_S[:rows].tolist()
-        for row, (count, tokens) in enumerate(
-            zip(counts, slots.written_SM[:rows].tolist(), strict=True)
-        ):
-            end = self.end(tokens[:count], max(0, count - new))
+        # No more than matters comes to the host, which may look after every step.
+        width, count_S = self.overlap + new, slots.count_S[:rows]
+        place_W = torch.arange(-width, 0, device=count_S.device)
+        place_SW = (count_S[:, None] + place_W).clamp(min=0)
+        last_SW = slots.written_SM[:rows].gather(1, place_SW)
+        told = zip(count_S.tolist(), last_SW.tolist(), strict=True)
+        for row, (count, last) in enumerate(told):
+            tokens = last[max(0, width - count) :]
+            end = self.end(tokens, max(0, len(tokens) - new))
             if end is not None:
-                slots.cut(row, end)
+                slots.cut(row, count - len(tokens) + end)
 
     def end(self, tokens: Sequence[int], known: int = 0) -> int | None:
         """How many tokens first hold a string, where `known` do not; None if none do."""
