@@ -44,13 +44,14 @@ def _arrange(fatal: int) -> None:
 
         return call
 
-    stream = Engine.stream
+    looks = Engine.looks
 
-    def streamed(self: Engine, *asked: Any) -> Iterator[Finished]:
-        for done in stream(self, *asked):
-            pass_moment()
-            yield done
+    def looked(self: Engine, *asked: Any) -> Iterator[list[Finished]]:
+        for some in looks(self, *asked):
+            for done in some:
+                pass_moment()
+                yield [done]
 
     os.fsync = watched(os.fsync)
     Path.replace = watched(Path.replace)  # type: ignore[method-assign]
-    Engine.stream = streamed  # type: ignore[method-assign]
+    Engine.looks = looked  # type: ignore[method-assign]

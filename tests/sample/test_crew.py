@@ -43,7 +43,7 @@ def test_an_engine_is_warm_before_a_run(
     portions = crew.sample([Work("problem", [1, 2, 3], [0, 1, 2])])
     assert crew.engine.timing == Timing()
     assert not crew.engine.log.take()
-    counted = sum(len(portion.done) for portion in portions)
+    counted = sum(len(portion.done) for portion in portions if portion)
     (first, steps), (second, _) = runs
     assert counted == 3
     assert (first.max_tokens, second.max_tokens) == (WARM_TOKENS, 6)

@@ -6,6 +6,7 @@ import pytest
 
 from retort.model.decoder import Decoder
 from retort.recipe import Sampling
+from retort.sample import work as of_engines
 from retort.sample.clock import Spent, Timing
 from retort.sample.engine import Completion, Engine
 from retort.sample.work import FULLEST, Done, Portion, Share, Shares, Work, portions
@@ -115,14 +116,27 @@ def test_portions_are_the_work_and_the_time(
     items = [Work("a", [1, 2, 3], [0, 5]), Work("b", [4, 5], [1, 2, 7])]
     settings = Sampling(max_tokens=9, seed=3)
     for _ in range(2):  # the second time the engine has been used before
-        found = list(portions(engine, settings, items, worker=7, seconds=seconds))
-        assert len(found) == (1 if seconds else 5)
+        told = portions(engine, settings, items, worker=7, seconds=seconds)
+        found = [part for part in told if part is not None]
+        assert len(found) == 1 if seconds else 1 < len(found) <= 5
         done = [each for part in found for each in part.done]
         assert sorted(each.key for each in done) == sorted(keys(items))
         assert {each.prompt_tokens for each in done if each.problem_id == "b"} == {2}
         tokens = sum(len(each.completion.token_ids) for each in done)
         assert sum(part.timing.decode_tokens for part in found) == tokens
         assert {(part.worker, part.slots) for part in found} == {(7, 3)}
+
+
+def test_an_engine_says_when_nothing_has_finished(
+    make_decoder: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(of_engines, "QUIET_SECONDS", 0.0)
+    engine = Engine(make_decoder(eos_token_ids=()), slots=2)
+    told = portions(engine, Sampling(max_tokens=9), [Work("a", [1, 2, 3], [0, 1])])
+    *quiet, last = [part is None for part in told]
+    assert len(quiet) == 8
+    assert all(quiet)
+    assert not last
 
 
 def test_timings_add_up_field_by_field() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retort import console
+from retort import console, interrupts
 from retort.grade import ballots
 from retort.grade.answers import GRADER_VERSION, Verdict
 from retort.grade.grader import Grader
@@ -77,7 +77,8 @@ def _grade_missing(run: Run, grader: Grader) -> int:
     graded = 0
     with console.progress(f"grade {run.name}", total, "", len(done)) as advance:
         for rows in _flushes(_judged(run, grader, golds, done)):
-            verdicts.append([row for each in rows for row in each])
+            with interrupts.held_back():
+                verdicts.append([row for each in rows for row in each])
             count = sum(map(len, rows))
             graded += count
             advance(count)

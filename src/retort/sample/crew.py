@@ -30,8 +30,10 @@ class Crew(Protocol):
     def device(self) -> str:
         """What it runs on, in words."""
 
-    def sample(self, work: Sequence[Work]) -> Iterator[Portion]:
-        """All of the work, each completion once, in portions as engines finish them."""
+    def sample(self, work: Sequence[Work]) -> Iterator[Portion | None]:
+        """All of the work, each completion once, in portions as engines finish them; None now and
+        then where nothing has finished for a while.
+        """
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class Alone:
         """What it runs on, in words."""
         return device_name(self.recipe.device)
 
-    def sample(self, work: Sequence[Work]) -> Iterator[Portion]:
-        """All of the work, a completion at a time."""
+    def sample(self, work: Sequence[Work]) -> Iterator[Portion | None]:
+        """All of the work, in portions as completions finish."""
         self.engine.warm(params_of(self.recipe.sampling))
         return portions(self.engine, self.recipe.sampling, work)
 

@@ -106,13 +106,21 @@ class Engine:
         When memory runs out the engine goes on with half the slots, and says so. Raises ValueError
         for an empty prompt, and for stop strings where there is nothing to decode tokens with.
         """
+        for some in self.looks(requests, params):
+            yield from some
+
+    def looks(
+        self, requests: Sequence[Request], params: SamplingParams
+    ) -> Iterator[list[Finished]]:
+        """As `stream`; what has finished whenever the engine looks, often nothing."""
         self._check(requests, params)
         left = Queue(requests)
         while left:
             try:
-                for done in self._run(left, params):
-                    left.finish(done.request, done.sample)
-                    yield done
+                for some in self._run(left, params):
+                    for done in some:
+                        left.finish(done.request, done.sample)
+                    yield some
             except (RuntimeError, MemoryError) as error:
                 if self.slots == 1 or not is_out_of_memory(error):
                     raise
@@ -128,7 +136,7 @@ class Engine:
             pass
         self.timing, self.log = Timing(), StepLog()
 
-    def _run(self, left: Queue, params: SamplingParams) -> Iterator[Finished]:
+    def _run(self, left: Queue, params: SamplingParams) -> Iterator[list[Finished]]:
         """Completions of what is left, until memory runs out."""
         return _Batch(self, left, params).run()
 
@@ -175,13 +183,13 @@ class _Batch:
         self.slots = open_slots(engine.decoder, count, lengths, params, self.stops, engine.cache)
         engine.share_from = self.slots.forward.share_from
 
-    def run(self) -> Iterator[Finished]:
-        """Completions as they finish, until none is left."""
+    def run(self) -> Iterator[list[Finished]]:
+        """What has finished whenever that is looked at, often nothing, until none is left."""
         while self.running or self.prompts:
             while self._room() > 0 and self.prompts:
-                yield from self._admit()
+                yield self._admit()
             if self.running:
-                yield from self._steps()
+                yield self._steps()
 
     @torch.inference_mode()
     def _admit(self) -> list[Finished]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from retort import console
+from retort import console, interrupts
 from retort._version import __version__
 from retort.data import problems as sets
 from retort.data.chat import ask, load_tokenizer, prompt_ids
@@ -100,7 +100,8 @@ def _complete(
         return
     with console.progress(f"sample {run.name}", asked, "", asked - left) as advance:
         for portions in _flushes(crew.sample(work)):
-            _write(run, tokenizer, stop, portions)
+            with interrupts.held_back():
+                _write(run, tokenizer, stop, portions)
             advance(sum(len(portion.done) for portion in portions), _pace(portions))
 
 
@@ -219,16 +220,19 @@ def _missing(run: Run, problems: list[Problem], prompts: list[list[int]], n: int
     return [item for item in work if item.samples]
 
 
-def _flushes(portions: Iterator[Portion]) -> Iterator[list[Portion]]:
-    """Portions to be written together. What is finished is handed out whatever ends sampling."""
+def _flushes(portions: Iterator[Portion | None]) -> Iterator[list[Portion]]:
+    """Portions to be written together. What is finished is handed out whatever ends sampling, and
+    in time where nothing else finishes.
+    """
     ready: list[Portion] = []
     rows, flushed = 0, time.monotonic()
     try:
         for portion in portions:
-            ready.append(portion)
-            rows += len(portion.done)
+            if portion is not None:
+                ready.append(portion)
+                rows += len(portion.done)
             late = time.monotonic() - flushed > FLUSH_SECONDS
-            if rows >= FLUSH_ROWS or late:
+            if ready and (late or rows >= FLUSH_ROWS):
                 yield ready
                 ready, rows, flushed = [], 0, time.monotonic()
     except (Exception, KeyboardInterrupt):
@@ -249,12 +253,10 @@ def _by_worker(portions: list[Portion]) -> list[Portion]:
 
 
 def _pace(portions: list[Portion]) -> str:
-    """What the workers do together, and what a verification accepts of a draft's proposals. Empty
-    for completions whose last tokens came with those of the portion before.
-    """
+    """What the workers do together, and what a verification accepts of a draft's proposals."""
     timings = [portion.timing for portion in _by_worker(portions)]
-    rate = sum(each.decode_tokens / each.decode_seconds for each in timings if each.decode_seconds)
-    pace = f"{rate:.0f} tok/s" if rate else ""
+    rate = sum(each.decode_tokens / each.decode_seconds for each in timings)
+    pace = f"{rate:.0f} tok/s"
     together = sum(timings, Timing())
     return f"{pace}, {together.acceptance:.1f} accepted" if together.verifications else pace
 

@@ -57,7 +57,7 @@ class Speculative(Engine):
             )
         self.draft, self.tokens = draft, tokens
 
-    def _run(self, left: Queue, params: SamplingParams) -> Iterator[Finished]:
+    def _run(self, left: Queue, params: SamplingParams) -> Iterator[list[Finished]]:
         return _Rounds(self, left, params).run()
 
 
@@ -111,13 +111,13 @@ class _Rounds:
         self.state = self.decoder.init_state(*shape)
         self.draft_state = self.draft.init_state(*shape)
 
-    def run(self) -> Iterator[Finished]:
-        """Completions as they finish, until none is left."""
+    def run(self) -> Iterator[list[Finished]]:
+        """What has finished whenever that is looked at, often nothing, until none is left."""
         while self.running or self.prompts:
             while self._room() > 0 and self.prompts:
-                yield from self._admit()
+                yield self._admit()
             if self.running:
-                yield from self._round()
+                yield self._round()
 
     # ------------------------------------------------------------ admitting
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 
 from retort.recipe import Sampling
 from retort.sample.clock import Steps, Timing, together
-from retort.sample.engine import Completion, Engine, Request
+from retort.sample.engine import Completion, Engine, Finished, Request
 from retort.sample.tokens import SamplingParams
 from retort.store import sample_seed
 
+QUIET_SECONDS = 1.0
+"""Without anything finished, after which an engine says so."""
 FULLEST = 32
 """A share fills an engine's slots at most so many times."""
 
@@ -81,32 +83,41 @@ def portions(
     work: Sequence[Work],
     worker: int = 0,
     seconds: float = 0.0,
-) -> Iterator[Portion]:
-    """Samples all of the work; a portion comes when one more completion has finished and at least
-    `seconds` have passed since the last.
+) -> Iterator[Portion | None]:
+    """Samples all of the work; a portion comes when more has finished and at least `seconds` have
+    passed since the last, and None where nothing has for a while: the listener may have to see to
+    something by then.
     """
     params = params_of(sampling)
     requests = [_request(item, sampling.seed) for item in work]
     ready: list[Done] = []
     told, began = engine.timing, time.monotonic()
-    for finished in engine.stream(requests, params):
-        item, seeds = work[finished.request], requests[finished.request].seeds
-        ready.append(
-            Done(
-                item.problem_id,
-                item.samples[finished.sample],
-                seeds[finished.sample],
-                len(item.prompt),
-                finished.completion,
-                finished.started,
-                finished.ended,
-            )
-        )
-        if time.monotonic() - began >= seconds:
+    spoken = began
+    for some in engine.looks(requests, params):
+        ready += [_done(work, requests, finished) for finished in some]
+        now = time.monotonic()
+        if ready and now - began >= seconds:
             yield _portion(engine, worker, ready, told)
             ready, told, began = [], engine.timing, time.monotonic()
+            spoken = began
+        elif now - spoken >= QUIET_SECONDS:
+            yield None
+            spoken = time.monotonic()
     if ready:
         yield _portion(engine, worker, ready, told)
+
+
+def _done(work: Sequence[Work], requests: Sequence[Request], finished: Finished) -> Done:
+    item, seeds = work[finished.request], requests[finished.request].seeds
+    return Done(
+        item.problem_id,
+        item.samples[finished.sample],
+        seeds[finished.sample],
+        len(item.prompt),
+        finished.completion,
+        finished.started,
+        finished.ended,
+    )
 
 
 def _portion(engine: Engine, worker: int, done: list[Done], told: Timing) -> Portion:

@@ -23,7 +23,15 @@ from retort.recipe import BUNDLED_TEACHER, SampleRecipe, parse
 from retort.sample.cluster import Cluster, connected
 from retort.sample.crew import device_name, models, open_engine
 from retort.sample.engine import Engine
-from retort.sample.work import Portion, Share, Shares, Work, params_of, portions
+from retort.sample.work import (
+    QUIET_SECONDS,
+    Portion,
+    Share,
+    Shares,
+    Work,
+    params_of,
+    portions,
+)
 from retort.store import fingerprint
 
 TELL_SECONDS = 2.0
@@ -124,7 +132,7 @@ class Worker:
     def __init__(self, number: int, told: Told) -> None:
         self.number, self.told = number, told
         self.share: int | None = None
-        self.portions: Iterator[Portion] = iter(())
+        self.portions: Iterator[Portion | None] = iter(())
 
     def open(self) -> Opened:
         """Opens the model. Raises ValueError, naming the node, where that cannot be done."""
@@ -137,7 +145,7 @@ class Worker:
             self.portions = portions(
                 self.engine, self.recipe.sampling, share.work, self.number, TELL_SECONDS
             )
-        return next(self.portions)
+        return next(portion for portion in self.portions if portion is not None)
 
     @cached_property
     def recipe(self) -> SampleRecipe:
@@ -203,17 +211,18 @@ class Workers:
         while not self.opened:
             self._hear()
 
-    def sample(self, work: Sequence[Work]) -> Iterator[Portion]:
-        """All of the work, each completion once, in portions as workers hand them over.
+    def sample(self, work: Sequence[Work]) -> Iterator[Portion | None]:
+        """All of the work, each completion once, in portions as workers hand them over; None where
+        none does for a while.
 
         Raises ValueError where a worker is lost again and again, or a node cannot read the model.
         """
         self.shares = Shares(work, len(self.actors))
         self._employ()
         while self.shares:
-            portion = self._hear()
+            portion = self._hear(QUIET_SECONDS)
             self._employ()  # they go on while the portion is written
-            if portion is not None and portion.done:
+            if portion is None or portion.done:
                 yield portion
 
     def _open(self, number: int) -> None:
@@ -231,9 +240,12 @@ class Workers:
                 sample = self.actors[number].sample.options(max_task_retries=0)
                 self.calls[sample.remote(share)] = number
 
-    def _hear(self) -> Portion | None:
-        """Waits for the next answer; returns what it hands over, if anything."""
-        (call,), _ = self.ray.wait(list(self.calls))
+    def _hear(self, seconds: float | None = None) -> Portion | None:
+        """Waits for the next answer, at most so long; returns what it hands over, if anything."""
+        calls, _ = self.ray.wait(list(self.calls), timeout=seconds)
+        if not calls:
+            return None
+        (call,) = calls
         number = self.calls.pop(call)
         try:
             answer = self.ray.get(call)

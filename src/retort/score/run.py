@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.compute as pc
 import torch
 
-from retort import console
+from retort import console, interrupts
 from retort._version import __version__
 from retort.recipe import BUNDLED_TEACHER, ScoreRecipe
 from retort.sample.memory import is_out_of_memory
@@ -77,9 +77,10 @@ def _score_missing(run: Run, name: str, judge: Judge, done: set[Key], total: int
     began = time.monotonic()
     with console.progress(f"score {run.name}", total, "", len(done)) as advance:
         for rows in _flushes(_rows(run, judge, done)):
-            table.append(rows)
             now = time.monotonic()
-            timing.append([{"completions": len(rows), "seconds": now - began}])
+            with interrupts.held_back():
+                table.append(rows)
+                timing.append([{"completions": len(rows), "seconds": now - began}])
             advance(len(rows))
             began = now
     if judge.too_long:
