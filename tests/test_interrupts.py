@@ -10,9 +10,14 @@ from retort.interrupts import held_back
 
 def test_an_interruption_is_heard_at_the_end() -> None:
     done = []
-    with pytest.raises(KeyboardInterrupt), held_back():
-        signal.raise_signal(signal.SIGINT)
-        done.append(1)
+
+    def work() -> None:
+        with held_back():
+            signal.raise_signal(signal.SIGINT)
+            done.append(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert done == [1]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

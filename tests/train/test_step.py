@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from retort import recipe as recipes
 from retort.data.packing import Batch
@@ -15,10 +16,10 @@ from retort.model.decoder import Decoder
 from retort.model.transplant import transplant
 from retort.recipe import Guard, Parallel, Stage
 from retort.train.objectives import Loss
-from retort.train.parallel import Trained, spread_student
+from retort.train.parallel import Trained, note_trained, spread_student, spread_teacher
 from retort.train.state import Progress, State
 from retort.train.step import Stepper
-from retort.train.world import World
+from retort.train.world import World, open_world
 
 MakeDecoder = Callable[..., Decoder]
 
@@ -182,3 +183,35 @@ def test_a_spike_is_told_and_counted(
     assert [number for number, spike in enumerate(spikes, start=1) if spike] == [12]
     assert made.state.progress.spikes == 1
     assert "step 12 of supervised: the loss jumped to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("kind", ["mixing_matrices", "hidden_states", "distill"])
+def test_blocks_are_freed_one_after_the_other(
+    make_decoder: MakeDecoder, kind: str, recompute: str
+) -> None:
+    """Sharded, no more of them are whole in the backward pass than the plan counts with."""
+    settings = recipes.parse(Parallel, {"dtype": "bfloat16", "recompute": recompute})
+    whole: list[int] = []
+    with open_world("cpu", settings) as world:
+        teacher = make_decoder("aaaaaa")
+        student = transplant(teacher, [LINEAR] * 6, "mamba2", chunk_size=8).train()
+        projections = [block.mamba.in_proj for block in student.blocks]
+
+        def look(gradient: Tensor) -> None:
+            whole.append(sum(not isinstance(each.weight, DTensor) for each in projections))
+
+        def watch(module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+            if made.requires_grad:
+                made.register_hook(look)
+
+        for each in projections:
+            each.register_forward_hook(watch)
+        trained = spread_student(student, world, settings)
+        state = State(student, Progress())
+        state.begin(stage(kind))
+        note_trained(trained)
+        spread = spread_teacher(teacher, world, settings)
+        Stepper(trained, spread, state, stage(kind), GUARD, world).take(uneven_batch())
+    assert len(whole) >= len(projections)
+    assert max(whole) <= 2

@@ -116,7 +116,7 @@ def hidden_states(student: Decoder, teacher: Decoder, batch: Batch, settings: Hi
     parts = {}
     for i in replaced_layers(student):
         if settings.compare == "block":
-            target_BTD, output_BTD = inputs[i + 1], student.blocks[i](inputs[i], context)
+            target_BTD, output_BTD = inputs[i + 1].detach(), student.blocks[i](inputs[i], context)
         else:
             with torch.no_grad():
                 target_BTD = teacher.blocks[i].mix(inputs[i], context)

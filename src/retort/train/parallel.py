@@ -30,8 +30,8 @@ from retort.data.packing import Batch
 from retort.model import weights
 from retort.model.decoder import Decoder
 from retort.model.weights import RATES
-from retort.recipe import Objective, Parallel
-from retort.train.objectives import Loss, evaluate
+from retort.recipe import HiddenStates, MixingMatrices, Objective, Parallel
+from retort.train.objectives import Loss, evaluate, teach
 from retort.train.world import World, compute_dtype
 
 # What `selective` keeps: products with weights, and attention; the rest is cheap to make again.
@@ -55,13 +55,31 @@ class Trained(nn.Module):
     objectives use a decoder in more ways than its own forward.
     """
 
-    def __init__(self, student: Decoder, recompute: bool) -> None:
+    def __init__(self, student: Decoder, recompute: bool, sharded: bool) -> None:
         super().__init__()
-        self.student, self.recompute = student, recompute
+        self.student, self.recompute, self.sharded = student, recompute, sharded
 
     def forward(self, teacher: Decoder | None, batch: Batch, objective: Objective) -> Loss:
         """The loss of a batch under an objective."""
+        if self.sharded and isinstance(objective, MixingMatrices | HiddenStates):
+            assert teacher is not None
+            taught = batch.taught or teach(teacher, batch, objective).taught
+            batch = batch._replace(taught=tuple(_noticed(h_BTD) for h_BTD in taught))
         return evaluate(self.student, teacher, batch, objective, self.recompute)
+
+
+def _noticed(h_BTD: Tensor) -> Tensor:
+    """What a block reads, with a gradient that nobody keeps: FSDP frees a block's weights in the
+    backward pass, and reduces their gradients, once that of its input has been computed. Without
+    one it does so for all blocks at the end.
+    """
+    leaf_BTD = h_BTD.detach().requires_grad_()
+    leaf_BTD.register_post_accumulate_grad_hook(_forget)
+    return leaf_BTD
+
+
+def _forget(tensor: Tensor) -> None:
+    tensor.grad = None
 
 
 def spread_student(student: Decoder, world: World, settings: Parallel) -> Trained:
@@ -73,7 +91,7 @@ def spread_student(student: Decoder, world: World, settings: Parallel) -> Traine
     """
     cast(student, torch.float32)
     _wrap_blocks(student, settings)
-    trained = Trained(student, settings.recompute != "none")
+    trained = Trained(student, settings.recompute != "none", world.mesh is not None)
     if world.mesh is None:
         student.to(world.device)
         return trained
