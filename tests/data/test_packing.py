@@ -209,11 +209,30 @@ def test_repeated_problems_are_told_once() -> None:
     ],
 )
 def test_nothing_of_use_is_a_mistake(lengths: tuple[int, ...], reason: str) -> None:
-    message = rf"fake: 1000 rows .* of no use to training rows of 16 tokens \({reason}"
-    with pytest.raises(ValueError, match=message):
+    message = rf"fake: %s rows .* of no use to training rows of 16 tokens \({reason}"
+    with pytest.raises(ValueError, match=message % 100000):
         packed(lengths).batch()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message % 1000):
         check(Fake(lengths), 16)
+
+
+def test_a_long_stretch_of_no_use_is_passed_over() -> None:
+    """As a file has that is sorted by length, at its beginning perhaps."""
+
+    class Sorted:
+        rows, run = 4096, 1024
+
+        def read(self, indices: range) -> list[Row]:
+            return [Row(str(index % self.rows), "") for index in indices]
+
+    data = Fake((*[-17] * 2048, *[-5] * 2048), {"fake": Sorted()})
+    check(data, 16)
+    rows = Rows(data, 1, 16, range(1))
+    for _ in range(1000):
+        rows.batch()
+    (lane,) = rows.lanes
+    assert lane.cursors["fake"] > 4096 + 2048, "the second pass, beyond its stretch"
+    assert lane.skipped["too long"] == 2 * 2048
 
 
 def test_every_source_is_checked_beforehand() -> None:

@@ -162,6 +162,7 @@ def test_empty_file(tmp_path: Path, text: str) -> None:
     [
         (b"{", "not valid JSON"),
         (b"\xff\xfe", "not valid JSON"),
+        (b'{"question": "?", "answer": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b"[1, 2]", "a JSON object was expected"),
         (b'{"question": "?"}', "no 'answer' in this row (it has: question)"),
         (b'{"question": "?", "answer": null}', "no 'answer' in this row"),

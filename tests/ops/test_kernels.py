@@ -113,6 +113,13 @@ def test_a_gpu_gets_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert kernels.open_scan(torch.device("cuda"), torch.bfloat16) is wanted
 
 
+def test_a_compiler_gets_what_it_can_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "has_fla", lambda: True)
+    monkeypatch.setattr(kernels, "is_compiling", lambda: True)
+    for device, dtype in (("cuda", torch.bfloat16), ("cpu", torch.float32)):
+        assert kernels.open_scan(torch.device(device), dtype) is ssd.scan_chunked
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("packed", [False, True], ids=["one document", "packed"])
 def test_the_real_one(packed: bool) -> None:

@@ -105,6 +105,36 @@ def test_a_source_is_read_where_it_is(tmp_path: Path, make_decoder: MakeDecoder)
         plan(recipe(teacher=tmp_path / "t", student=student))
 
 
+def test_writing_text_may_take_more_than_a_step() -> None:
+    """All of the student's weights are on every process then, however many there are."""
+    evaluation = {"problems": {"kind": "arithmetic"}, "every": 10}
+    settings = {"evaluation": evaluation, "planning": {"teacher": "llama-3.2-1b", "gpus": 64}}
+    found = plan(recipe(stage("mixing_matrices", rows=64, micro_rows=1), **settings))
+    (planned,) = found.stages
+    assert planned.generating > 2 * found.student
+    assert planned.generating > planned.memory.total
+    needed = f"{planned.generating / 2**30:.1f} GiB, more than a step does"
+    assert [note for note in found.notes if note.endswith(needed)]
+    (without,) = plan(recipe()).stages
+    assert without.generating == 0
+
+
+@pytest.mark.parametrize("kind", ["student", "teacher"])
+def test_rows_are_no_longer_than_there_are_positions(
+    tmp_path: Path, make_decoder: MakeDecoder, kind: str
+) -> None:
+    for name in ("teacher", "student"):
+        decoder = make_decoder("aa", max_position=64 if name == kind else 128)
+        weights.save_config(decoder.config, tmp_path / name, decoder.lm_head.weight.dtype)
+    folders = {
+        "teacher": tmp_path / "teacher",
+        "student": {"start": "folder", "folder": tmp_path / "student"},
+    }
+    plan(recipe(stage("distill", length=64), **folders))
+    with pytest.raises(ValueError, match=f"length = 65 exceeds the 64 positions of the {kind}"):
+        plan(recipe(stage("distill", length=65), **folders))
+
+
 def test_fresh_students_have_no_teacher() -> None:
     student = {"start": "fresh", "vocab_size": 512, "layers": 6}
     found = plan(recipe(stage("supervised"), teacher=None, student=student, device="cpu"))

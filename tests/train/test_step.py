@@ -1,12 +1,14 @@
 """One step: micro-batches add up, gradients are clipped, and bad steps are passed over."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.distributed.tensor import DTensor
 
 from retort import recipe as recipes
@@ -215,3 +217,21 @@ def test_blocks_are_freed_one_after_the_other(
         Stepper(trained, spread, state, stage(kind), GUARD, world).take(uneven_batch())
     assert len(whole) >= len(projections)
     assert max(whole) <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler trips over its own
+@pytest.mark.parametrize("recompute", ["none", "selective"])
+def test_blocks_are_compiled(
+    make_decoder: MakeDecoder, world: World, monkeypatch: pytest.MonkeyPatch, recompute: str
+) -> None:
+    """Whole: a compiler leaves a block that it cannot take without a word."""
+    counter = CompileCounter()
+    compiler = partial(torch.compile, backend=counter)
+    monkeypatch.setattr(torch, "compile", compiler)
+    settings = recipes.parse(Parallel, {"compile": True, "recompute": recompute})
+    trained = spread_student(make_decoder("mmam").train(), world, settings)
+    state = State(trained.student, Progress())
+    state.begin(stage())
+    Stepper(trained, None, state, stage(), GUARD, world).take(uneven_batch())
+    assert counter.frame_count >= 2

@@ -82,6 +82,22 @@ def test_the_best_student_is_kept(watched: Path) -> None:
     assert kept.is_dir()
 
 
+def test_the_best_is_the_best_since_it_was_asked_for(
+    tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = iter([9, 5])
+    monkeypatch.setattr(
+        loop, "evaluate_by_generation", lambda *_: Answers(10, 10, 9, 10, next(right))
+    )
+    best = work_folder(tmp_path / "student") / loop.BEST
+    for asked in (False, True):
+        changes = {"evaluation": EVALUATION, "checkpoints": {"every": 2, "best": asked}}
+        with monkeypatch.context() as patch, suppress(SystemExit):
+            on_step(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+            loop.distill(student(tmp_path / "student", teacher, **changes))
+        assert best.exists() == asked
+
+
 def test_scores_are_compared_with_those_of_the_same_questions(
     tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

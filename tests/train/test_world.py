@@ -3,8 +3,11 @@
 import pytest
 import torch.distributed as dist
 
+from retort import cli
 from retort.recipe import Parallel
-from retort.train.world import World, open_world, own_device
+from retort.train.world import KnownToAll, OfOneProcess, World, open_world, own_device
+
+ALL = Parallel()
 
 
 @pytest.fixture
@@ -29,6 +32,35 @@ def test_a_gpu_without_a_number_is_the_first() -> None:
     """A device without a number cannot be made the current one."""
     assert own_device("cuda") == "cuda:0"
     assert own_device("cuda:1") == "cuda:1"
+
+
+@pytest.mark.parametrize(("rank", "kind"), [("0", ValueError), ("5", OfOneProcess)])
+def test_a_gpu_that_is_not_there_is_told_by_whom_it_concerns(
+    launched: pytest.MonkeyPatch, rank: str, kind: type[ValueError]
+) -> None:
+    launched.setenv("RANK", rank)
+    launched.setattr("platform.node", lambda: "gpu-3")
+    with pytest.raises(ValueError, match="cannot be used here") as found, open_world("meta:x", ALL):
+        pass
+    assert found.type is kind
+    assert ("process 5 on gpu-3: " in str(found.value)) == (rank == "5")
+
+
+@pytest.mark.parametrize(("rank", "told"), [("0", True), ("1", False)])
+def test_what_all_know_of_one_process_tells(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], rank: str, told: bool
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    for error, heard in [(KnownToAll("a row"), told), (OfOneProcess("process 1: a GPU"), True)]:
+
+        def fail(error: ValueError = error) -> None:
+            raise error
+
+        monkeypatch.setattr(cli, "app", fail)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == 2
+        assert (f"error: {error}" in capfd.readouterr().err) == heard
 
 
 def test_what_one_process_finds_all_are_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
-        if not is_main_process():
+        if not is_main_process() and not _of_this_process(error):
             raise SystemExit(2) from None
         console.fail(str(error))
     except OSError as error:
@@ -54,3 +54,10 @@ def main() -> None:
         if end.code == INTERRUPTED:
             console.say("interrupted; the same command continues")
         raise
+
+
+def _of_this_process(error: ValueError) -> bool:
+    """Whether the main process may not know of it."""
+    from retort.train.world import OfOneProcess
+
+    return isinstance(error, OfOneProcess)

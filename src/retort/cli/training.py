@@ -59,7 +59,7 @@ def distill(
     from retort.train.loop import distill as run
 
     folder = run(recipe)
-    if json:
+    if json and is_main_process():
         console.print_json_line({"out": folder})
 
 

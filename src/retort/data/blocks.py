@@ -193,7 +193,7 @@ def _parsed(line: bytes) -> dict[str, Any] | Fault | None:
         values = json.loads(line.decode())
     except UnicodeDecodeError:
         return NOT_TEXT
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # JSONDecodeError, or a number of too many digits
         return NOT_JSON
     return values if isinstance(values, dict) else NO_OBJECT
 

@@ -24,7 +24,10 @@ from retort.data.mixture import OpenData, next_source
 from retort.data.rows import Row
 
 LOOKAHEAD = 32
-PATIENCE = 1000
+FIRST_ROWS, FIRST_RUNS = 1000, 8
+"""Of a source, among which one has to be of use before training starts; neighbours are alike."""
+PATIENCE = 100_000
+"""Rows that may be of no use later on: a sorted file has long stretches of the same kind."""
 PADDING = -1
 
 
@@ -131,7 +134,8 @@ def check(data: OpenData, length: int) -> None:
     Raises ValueError when the first rows of a source are of no use.
     """
     for source in data.sources:
-        Lane(data, 0, 1, length).draw(source)
+        lane = Lane(data, 0, 1, length)
+        lane.draw(source, max(FIRST_ROWS, FIRST_RUNS * lane.run(source)))
 
 
 class Piece(NamedTuple):
@@ -213,13 +217,13 @@ class Lane:
             room -= taken
         return _tensors(pieces, self.length)
 
-    def draw(self, source: str) -> Piece:
+    def draw(self, source: str, patience: int = PATIENCE) -> Piece:
         """The next document of a source that can be placed at all.
 
-        Raises ValueError when there is none among its next rows.
+        Raises ValueError when there is none among its next rows, so many as there is patience for.
         """
         faults: list[str] = []
-        for number in range(self.cursors[source], self.cursors[source] + PATIENCE):
+        for number in range(self.cursors[source], self.cursors[source] + patience):
             row = self._row(source, number)
             if row is None:
                 continue
@@ -233,16 +237,21 @@ class Lane:
                 self.dropped.append(Dropped(source, row.place, *document))
                 document = REPEATED
             self.skipped[document.reason] += 1
-            faults.append(f"{row.place}: {document.reason}")
+            if len(faults) < 2:
+                faults.append(f"{row.place}: {document.reason}")
         raise ValueError(
-            f"{source}: {PATIENCE} rows one after another are of no use to training rows of "
-            f"{self.length} tokens ({'; '.join(faults[:2]) or 'none is of the split'})"
+            f"{source}: {patience} rows one after another are of no use to training rows of "
+            f"{self.length} tokens ({'; '.join(faults) or 'none is of the split'})"
         )
+
+    def run(self, source: str) -> int:
+        """Neighbours that a lane reads at a time."""
+        opened = self.data.sources[source]
+        return 1 if opened.rows is None else max(1, min(opened.run, opened.rows // self.lanes))
 
     def _row(self, source: str, number: int) -> Row | None:
         """The lane's `number`-th row of a source: lanes take turns with runs of neighbours."""
-        opened = self.data.sources[source]
-        run = 1 if opened.rows is None else max(1, min(opened.run, opened.rows // self.lanes))
+        opened, run = self.data.sources[source], self.run(source)
         turn, position = divmod(number, run)
         if source not in self._runs or self._runs[source][0] != turn:
             start = (turn * self.lanes + self.number) * run

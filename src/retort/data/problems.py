@@ -155,7 +155,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _object(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a JSON object was expected")

@@ -41,10 +41,12 @@ class Scan(Protocol):
 
 def open_scan(device: torch.device, dtype: torch.dtype) -> Scan:
     """The scan for models on a device, in a dtype; ours where products have to be exact. A compiler
-    takes what torch alone can do.
+    takes what torch alone can do: a block that calls anything else, and is computed again in the
+    backward pass, it would leave as it is, without a word.
     """
-    training = torch.is_grad_enabled() and not is_compiling()
-    if training and device.type == "cpu" and dtype == torch.float32:
+    if is_compiling():
+        return ssd.scan_chunked
+    if torch.is_grad_enabled() and device.type == "cpu" and dtype == torch.float32:
         return chunked.scan
     fast = device.type == "cuda" and dtype != torch.float32 and has_fla()
     return scan_simple_gla if fast else ssd.scan_chunked

@@ -90,7 +90,7 @@ def _read(folder: Path, name: str) -> Training:
 def _recipe(path: Path) -> dict[str, Any]:
     try:
         recipe = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
     if not isinstance(recipe, dict):
         raise ValueError(f"{path}: not the recipe of a training")

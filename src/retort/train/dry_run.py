@@ -22,12 +22,12 @@ from retort.model.decoder import Decoder
 from retort.model.transplant import transplant
 from retort.recipe import Continued, DistillRecipe, Fresh, Transplanted
 from retort.train.outline import outline
-from retort.train.parallel import note_trained, spread_student, spread_teacher, tie
+from retort.train.parallel import note_trained, spread_student, spread_teacher, tie, whole
 from retort.train.plan import StagePlan, plan
 from retort.train.state import Progress, State
 from retort.train.step import Stepper
 from retort.train.work import token_flops
-from retort.train.world import World, open_world
+from retort.train.world import World, compute_dtype, open_world
 
 STEPS = 2
 """The first one also makes the optimiser's state and whatever kernels are compiled."""
@@ -70,6 +70,9 @@ def dry_run(recipe: DistillRecipe) -> tuple[Trial, ...]:
             flops = token_flops(stage, trained.student, spread, state.named)
             stepper = Stepper(trained, spread, state, stage, recipe.guard, world, flops)
             trials.append(_trial(stepper, planned.stages[index]))
+            if planned.stages[index].generating:
+                # Does it fit? Else the first evaluation would be the first to tell.
+                whole(trained.student, world, compute_dtype(world.device, recipe.parallel))
             state.end()
         return tuple(trials)
 

@@ -254,11 +254,15 @@ class _Run:
         if self.log is not None:
             record = {"step": total, "stage": stage.name, "tokens": progress.tokens}
             self.log.write(record | {"evaluation": answers.record()})
-        scored = comparable(settings)
-        if progress.best is None or progress.scored != scored or answers.accuracy > progress.best:
-            progress.best, progress.scored = answers.accuracy, scored
-            if self.job.recipe.checkpoints.best:
-                self._export(self.job.work / BEST)
+        if self.job.recipe.checkpoints.best:
+            self._keep_if_best(answers.accuracy, comparable(settings))
+
+    def _keep_if_best(self, accuracy: float, scored: str) -> None:
+        """Writes the student out if none that was did better at the same."""
+        progress = self.state.progress
+        if progress.best is None or progress.scored != scored or accuracy > progress.best:
+            progress.best, progress.scored = accuracy, scored
+            self._export(self.job.work / BEST)
 
     def _answers(self) -> Answers:
         questions, world = self.job.questions, self.world

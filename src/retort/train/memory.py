@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from retort.model import activations
 from retort.model.config import LINEAR, DecoderConfig, LayerType
+from retort.model.cost import kv_bytes_per_token, state_bytes
 from retort.model.decoder import Decoder
 from retort.model.weights import RATES
 from retort.recipe import Distill, HiddenStates, MixingMatrices, Objective, Stage, Supervised
@@ -131,6 +132,21 @@ def memory(
     reading = None if isinstance(stage.objective, Supervised) else teacher
     moments = step.moments(base, reading)
     return max(moments, key=lambda moment: moment.total)
+
+
+def generating(
+    student: Decoder, trained: Sizes, teacher: Decoder | None, slots: int, tokens: int, setup: Setup
+) -> int:
+    """Bytes of one process while the student writes `slots` answers of `tokens` at once: beside
+    what training keeps, all of its weights, the largest of which is in float32 as it is gathered.
+    """
+    whole, config = sizes(student), student.config
+    largest = max(parameter.numel() for parameter in student.parameters())
+    copy = setup.size * whole.total + _FLOAT32 * largest if setup.sharded else 0
+    kept = _share(whole, setup) + 2 * _share(trained, setup)
+    read = 0 if teacher is None else setup.size * -(-sizes(teacher).total // setup.shard)
+    row = state_bytes(config, setup.size) + tokens * kv_bytes_per_token(config, setup.size)
+    return kept + read + copy + slots * row
 
 
 # ---------------------------------------------------------------- weights

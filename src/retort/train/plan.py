@@ -6,6 +6,7 @@ Neither weights, nor data, nor a tokenizer, nor a GPU is needed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from retort.model.decoder import Decoder
@@ -18,8 +19,9 @@ from retort.recipe import (
 )
 from retort.train.divergence import CHUNK_ELEMENTS, CHUNK_ELEMENTS_CUDA
 from retort.train.gpus import gpu
-from retort.train.memory import Memory, Setup, memory, sizes
+from retort.train.memory import Memory, Setup, generating, memory, sizes
 from retort.train.objectives import trainable
+from retort.train.on_policy import SLOTS
 from retort.train.outline import outline
 from retort.train.prepare import check_rows, check_shapes
 from retort.train.schedule import not_frozen
@@ -30,8 +32,9 @@ _FLOAT32, _BFLOAT16 = 4, 2
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one stage costs. `memory` is of one process, at the fullest moment of a step; `hours`
-    are None, and so is `fits`, where the recipe does not run on GPUs.
+    """What one stage costs. `memory` is of one process, at the fullest moment of a step, and
+    `generating` its bytes while the student writes text (0 where it never does); `hours` are None,
+    and so is `fits`, where the recipe does not run on GPUs.
     """
 
     name: str
@@ -44,6 +47,7 @@ class StagePlan:
     flops: Work
     hours: float | None
     memory: Memory
+    generating: int
     fits: bool | None
 
 
@@ -117,7 +121,7 @@ def plan(recipe: DistillRecipe) -> Plan:
         stages=tuple(stages),
         disk=_disk(recipe, student.size, max(stage.trainable for stage in stages), setup),
         saving=max(stage.memory.saving for stage in stages),
-        notes=(*found.notes, *_uncounted(recipe)),
+        notes=(*found.notes, *_uncounted(recipe), *_more_than_steps(stages)),
     )
 
 
@@ -151,6 +155,11 @@ def _stage(
     micro_rows = min(stage.micro_rows or rows, rows)
     micro_batches = -(-rows // micro_rows)
     needed = memory(stage, micro_rows, micro_batches, student, trained, teacher, setup)
+    writes = [
+        generating(student, trained, teacher, slots, length, setup)
+        for slots, length in _written(recipe, stage)
+    ]
+    most = max([needed.total, *writes])
     per_token = work(
         stage.objective,
         student.config,
@@ -172,8 +181,19 @@ def _stage(
         flops=flops,
         hours=_hours(recipe, flops.total, processes),
         memory=needed,
-        fits=None if _on_cpu(recipe) else needed.total <= gpu(recipe.planning.gpu).usable_bytes,
+        generating=max(writes, default=0),
+        fits=None if _on_cpu(recipe) else most <= gpu(recipe.planning.gpu).usable_bytes,
     )
+
+
+def _written(recipe: DistillRecipe, stage: Stage) -> Iterator[tuple[int, int]]:
+    """How many answers the student writes at once, of how many tokens: to be evaluated, and to be
+    learnt from.
+    """
+    if recipe.evaluation is not None:
+        yield recipe.evaluation.slots, recipe.evaluation.max_tokens
+    if isinstance(stage.objective, Distill) and stage.objective.on_policy is not None:
+        yield SLOTS, stage.length
 
 
 def _hours(recipe: DistillRecipe, flops: float, processes: int) -> float | None:
@@ -188,6 +208,18 @@ def _disk(recipe: DistillRecipe, student: int, trained: int, setup: Setup) -> Di
     state = _FLOAT32 * (student + 2 * trained)
     students = 2 if recipe.checkpoints.best else 1
     return Disk(state, state * (recipe.checkpoints.keep + 1), students * setup.size * student)
+
+
+def _more_than_steps(stages: Sequence[StagePlan]) -> list[str]:
+    """Whether the fullest moment of a stage is not one of a step."""
+    full = [stage for stage in stages if stage.generating > stage.memory.total]
+    if not full:
+        return []
+    most = max(full, key=lambda stage: stage.generating)
+    return [
+        f"stage {most.name}: while the student writes text, each process has all of its weights "
+        f"and needs {most.generating / 2**30:.1f} GiB, more than a step does"
+    ]
 
 
 def _uncounted(recipe: DistillRecipe) -> list[str]:

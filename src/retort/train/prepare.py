@@ -203,8 +203,10 @@ def _check_out(recipe: DistillRecipe) -> None:
 
 def check_shapes(recipe: DistillRecipe, student: Decoder, teacher: Decoder | None) -> None:
     """Layer-wise objectives compare layer i with layer i. (`distill` compares token with token,
-    whose names `check_same_tokenizer` looks at: heads may be padded differently.)
+    whose names `check_same_tokenizer` looks at: heads may be padded differently.) Whoever attends
+    reads no further than it has positions.
     """
+    _check_positions(recipe, student, teacher)
     if teacher is None:
         return
     kinds = {stage.objective.kind for stage in recipe.stages}
@@ -219,6 +221,18 @@ def check_shapes(recipe: DistillRecipe, student: Decoder, teacher: Decoder | Non
             raise ValueError(f"student: {key} is {ours}, but the teacher's is {theirs}")
     if "mixing_matrices" in kinds:
         _check_matrices(student, teacher)
+
+
+def _check_positions(recipe: DistillRecipe, student: Decoder, teacher: Decoder | None) -> None:
+    for name, decoder in (("student", student), ("teacher", teacher)):
+        if decoder is None or not decoder.config.attention_layers:
+            continue
+        for stage in recipe.stages:
+            if stage.length > decoder.config.max_position:
+                raise ValueError(
+                    f"stage {stage.name}: length = {stage.length} exceeds the "
+                    f"{decoder.config.max_position} positions of the {name}"
+                )
 
 
 def _check_answers(recipe: DistillRecipe, student: Decoder, teacher: Decoder) -> None:

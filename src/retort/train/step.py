@@ -19,7 +19,7 @@ from retort.train.objectives import count
 from retort.train.parallel import Trained, clip
 from retort.train.schedule import learning_rate
 from retort.train.state import State
-from retort.train.world import World
+from retort.train.world import KnownToAll, World
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Stepper:
             )
         progress.bad_steps = 0 if good and not spike else progress.bad_steps + 1
         if progress.bad_steps >= self.guard.bad_steps:
-            raise ValueError(
+            raise KnownToAll(
                 f"stage {self.stage.name}: {progress.bad_steps} steps in a row gave a loss or "
                 "gradient that is not finite, or a loss far above those before; lower optim.lr, or "
                 "continue from an earlier checkpoint (docs/training.md#when-something-goes-wrong)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,14 @@ from retort.model.devices import fast_dtype, open_device
 from retort.recipe import Parallel
 
 T = TypeVar("T")
+
+
+class KnownToAll(ValueError):
+    """A mistake that every process raises: one of them is enough to tell it."""
+
+
+class OfOneProcess(ValueError):
+    """A mistake that another process than the main one has found, and nobody else may know of."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ class World:
             problem = str(error)
         for found in self.gather(problem):
             if found is not None:
-                raise ValueError(found)
+                raise KnownToAll(found)
         return made[0]
 
     def wait(self) -> None:
@@ -107,11 +116,16 @@ def open_world(device: str, settings: Parallel) -> Iterator[World]:
     Raises ValueError for a device that is not there or would be shared, and for a shard size that
     does not divide the number of processes.
     """
+    with _named():
+        yield from _opened(device, settings)
+
+
+def _opened(device: str, settings: Parallel) -> Iterator[World]:
     found = open_device(own_device(device))
     size = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
     shard = settings.shard or size
     if size % shard:
-        raise ValueError(f"parallel.shard: {shard} does not divide the {size} processes")
+        raise KnownToAll(f"parallel.shard: {shard} does not divide the {size} processes")
     if found.type == "cuda":
         torch.cuda.set_device(found)
     with _joined(found):
@@ -120,6 +134,20 @@ def open_world(device: str, settings: Parallel) -> Iterator[World]:
         # Sharding is also what casts for each use, which one process needs too, if not in float32.
         plain = size == 1 and compute_dtype(found, settings) == torch.float32
         yield World(found, saving, dist.get_rank(), size, None if plain else mesh)
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Mistakes of another process than the main one say whose they are."""
+    try:
+        yield
+    except KnownToAll:
+        raise
+    except ValueError as error:
+        rank = os.environ["RANK"] if dist.is_torchelastic_launched() else "0"
+        if rank == "0":
+            raise
+        raise OfOneProcess(f"process {rank} on {platform.node()}: {error}") from error
 
 
 def own_device(name: str) -> str:
