@@ -187,6 +187,18 @@ def test_a_batch_leaves_no_memory_behind(
 # ---------------------------------------------------------------- the host's part
 
 
+def test_a_prompt_is_kept_only_where_it_is_read(make_decoder: Make, triton_device: str) -> None:
+    """A state is copied; keys and values are read where they are."""
+    for layers, kept in (("mm", False), ("am", True)):
+        decoder = tiny(make_decoder, layers, triton_device)
+        forward = Cuda(decoder, 2, 12)
+        (prompt,) = prefill.read(decoder, [[3, 4]])
+        forward.admit(rows([0, 1], triton_device), prompt.state)
+        alive = weakref.ref(prompt.state)
+        del prompt
+        assert (alive() is not None) == kept
+
+
 def test_rows_of_a_prompt_are_tiled(make_decoder: Make, triton_device: str) -> None:
     decoder = tiny(make_decoder, "a", triton_device)  # 32 rows of two heads make a tile
     forward = Cuda(decoder, 80, 12)

@@ -212,9 +212,10 @@ class _Sharing:
         return torch.full((block(len(self.prompts)), self.width), -1, dtype=torch.int32)
 
     def admit(self, slots: Sequence[int], prompt: DecoderState, step: int) -> None:
-        """Notes where a prompt's rows are, and keeps it while there are any."""
+        """Notes where a prompt's rows are, and keeps it while there are any that read it."""
         for slot in slots:
-            self.prompts[slot], self.started[slot] = prompt, step
+            self.prompts[slot] = prompt if self.geometry else None
+            self.started[slot] = step
         self.rows = 0
 
     def move(self, slots: Sequence[int], sources: Sequence[int]) -> None:

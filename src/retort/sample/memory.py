@@ -19,6 +19,12 @@ COPY_SHARE = 0.5
 """Of the free memory, what a copy of the weights may take that makes a CPU's products faster."""
 FULL = 0.9
 """Of the free memory, what it and all slots may take together."""
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",  # of graphs and kernels, which torch does not allocate
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""What other errors than torch's own say where memory is short."""
 MOST = {"cpu": 128, "cuda": 1024}
 """More slots than these bring no more tokens per second."""
 
@@ -88,4 +94,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether it is a failed allocation, on whichever device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
