@@ -13,8 +13,10 @@ SOURCE = Path(retort.__file__).parent
 
 # What each unit (a module or sub-package of retort) may import of retort besides itself and the
 # version. `retort` stands for `__init__.py` and the lazy public names in it.
-LEAVES: dict[str, set[str]] = {"ops": set(), "recipe": set(), "metrics": set(), "tables": set()}
-RUNS = {"recipe", "console", "metrics", "store", "tables"}
+LEAVES: dict[str, set[str]] = {
+    name: set() for name in ("ops", "recipe", "metrics", "tables", "interrupts")
+}
+RUNS = {"recipe", "console", "metrics", "store", "tables", "interrupts"}
 LIBRARY: dict[str, set[str]] = LEAVES | {
     "console": {"metrics"},
     "trackers": {"console", "recipe"},
