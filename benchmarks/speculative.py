@@ -3,7 +3,7 @@
     python benchmarks/speculative.py benchmarks/results/speculative-cpu.json \\
         --pair bundled runs/demo/models/pure
 
-First costs: random weights, float32, one thread, every row behind 128 tokens; the draft is an
+First costs: random weights, float32, every row behind 128 tokens; the draft is an
 attention model of two layers and half the width. Step, draft and verification alternate, so that a
 busy machine slows all of them. `breaks_even` is the mean number of accepted proposals from which a
 round (draft and verification) is cheaper than the steps that would give as many tokens; where it is
@@ -40,7 +40,7 @@ from retort.recipe import BUNDLED_TEACHER, SampleRecipe, load
 from retort.sample.engine import Engine
 from retort.sample.forward import open_forward
 from retort.sample.proposals import Proposals, Streams, judge, propose, read
-from retort.sample.speculative import Speculative
+from retort.sample.speculative import Speculative, for_few_rows
 from retort.sample.tokens import SamplingParams, draw, uniforms
 
 MODELS = ("small", "small-pure", "small-hybrid")
@@ -83,11 +83,13 @@ class Rounds:
     """What is measured, on rows that have all read `CONTEXT` tokens."""
 
     def __init__(self, model: Decoder, draft: Decoder, batch: int, tokens: int, steps: int) -> None:
-        self.model, self.draft, self.tokens = model, draft, tokens
+        self.tokens = tokens
         self.zeros_B = torch.zeros(batch, dtype=torch.long)
         self.streams = Streams(torch.arange(batch), self.zeros_B)
         room = CONTEXT + tokens + 1 + steps
         self.state, self.draft_state = (begun(each, batch, room) for each in (model, draft))
+        states = self.state.nbytes + self.draft_state.nbytes
+        self.reader, self.proposer = for_few_rows([model, draft], states)
         self.forward, self.reach = open_forward(model, batch, room), CONTEXT
         self.forward.admit(torch.arange(batch), self.state.select([0]))
         self.proposals: Proposals | None = None
@@ -102,14 +104,14 @@ class Rounds:
         """Proposals, after what was accepted has been read: another number for every row."""
         state = again(self.draft_state)
         unread = [[1] * (1 + row % (self.tokens + 1)) for row in range(len(self.zeros_B))]
-        logits_BV = read(self.draft, state, unread)
-        self.proposals = propose(self.draft, state, logits_BV, self.streams, self.tokens, PARAMS)
+        logits_BV = read(self.proposer, state, unread)
+        self.proposals = propose(self.proposer, state, logits_BV, self.streams, self.tokens, PARAMS)
 
     def verification(self) -> None:
         """What becomes of the proposals."""
         assert self.proposals is not None
         ids_BT = torch.cat([self.zeros_B[:, None], self.proposals.token_SK], dim=1)
-        logits_BTV, ahead = read_ahead(self.model, ids_BT, again(self.state))
+        logits_BTV, ahead = read_ahead(self.reader, ids_BT, again(self.state))
         _, accepted_B = judge(logits_BTV, self.proposals, self.streams, PARAMS)
         ahead.keep(accepted_B + 1)
 
@@ -137,6 +139,8 @@ def random_model(name: str, small: bool = False) -> Decoder:
         )
     decoder = Decoder(config)
     decoder.reset_parameters()
+    if not name.startswith("small"):
+        decoder.bfloat16().float()  # as published weights are
     return decoder.eval().requires_grad_(False)
 
 
@@ -195,26 +199,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--model", nargs="+", default=MODELS, help="names of sizes")
+    parser.add_argument("--batch", nargs="+", type=int, default=BATCHES)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--pair", nargs=2, metavar=("MODEL", "DRAFT"), action="append", default=[], help="folders"
     )
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     costs = []
-    for name in MODELS:
-        for batch in BATCHES:
+    for name in options.model:
+        for batch in options.batch:
             for tokens in TOKENS:
                 costs.append(measure(name, batch, tokens, options.repeats))
                 print(json.dumps(asdict(costs[-1])), flush=True)
     runs = []
-    for (model, draft), slots, tokens in product(options.pair, BATCHES, TOKENS):
+    for (model, draft), slots, tokens in product(options.pair, options.batch, TOKENS):
         runs.append(sampled(model, draft, slots, tokens, SAMPLED_REPEATS))
         print(json.dumps(asdict(runs[-1])), flush=True)
     about = {
         "machine": platform.machine(),
         "torch": torch.__version__,
         "retort": retort.__version__,
-        "threads": 1,
+        "threads": options.threads,
         "context": CONTEXT,
         "repeats": options.repeats,
         "unit": "milliseconds, and tokens a second; medians",

@@ -1,11 +1,16 @@
 """Weights of several layers as one: the same numbers, held once, found again, or in a copy."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from retort.model.decoder import Decoder
+from retort.ops.cpu import products
 from retort.ops.cpu.team import ALONE
-from retort.sample.cpu_products import Matrix, Panels, fused
+from retort.sample import cpu_products
+from retort.sample.cpu_products import Matrix, Panels, fused, with_panels
 
 
 def layers(*outputs: int, inputs: int = 5) -> list[nn.Linear]:
@@ -111,3 +116,26 @@ def test_products_read_what_has_been_written_since() -> None:
     x_SI += torch.randn(3, 5)
     for product in products:
         torch.testing.assert_close(torch.from_numpy(product(3)), x_SI @ side_by_side(several))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("few", [1, 256])
+@pytest.mark.parametrize("layers", ["am", "d", "s"])
+def test_a_decoder_with_panels_computes_the_same(
+    make_decoder: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch, layers: str, few: int
+) -> None:
+    monkeypatch.setattr(cpu_products, "FEW", few)
+    decoder = make_decoder(layers, qkv_bias=True)
+    opened = with_panels(decoder, 1)
+    assert {id(each) for each in opened.parameters()} == {id(x) for x in decoder.parameters()}
+    ids_BT = torch.randint(61, (2, 7))
+    called: list[int] = []
+    multiply = products.multiply
+    monkeypatch.setattr(
+        products, "multiply", lambda *given: (called.append(given[3]), multiply(*given))
+    )
+    found = opened(ids_BT)
+    assert set(called) == ({14} if few > 1 else set())
+    called.clear()
+    torch.testing.assert_close(found, decoder(ids_BT), atol=1e-5, rtol=1e-5)
+    assert not called, "the decoder itself is as it was"

@@ -48,17 +48,17 @@ def test_processes_share_what_is_free(
 
 
 def test_a_draft_takes_its_part(
-    make_decoder: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch
+    make_decoder: Callable[..., Decoder], monkeypatch: pytest.MonkeyPatch, ours: bool
 ) -> None:
-    """No copy of weights besides: with a draft decoders run as torch has them."""
+    """Of the slots, and of the room for copies of weights."""
     decoder = make_decoder("am")
+    monkeypatch.setattr(products, "suited", lambda: ours)
     monkeypatch.setattr(memory, "free_memory", lambda device: 2e6)
-    monkeypatch.setattr(products, "suited", lambda: False)
-    alone = memory.auto_slots([decoder], 100)
-    for suited in (False, True):
-        monkeypatch.setattr(products, "suited", lambda suited=suited: suited)
-        assert memory.auto_slots([decoder, decoder], 100) == alone // 2
-    assert 4 < memory.auto_slots([decoder], 100) < alone
+    both = memory.auto_slots([decoder, decoder], 100)
+    copy = memory.panel_bytes(decoder)
+    assert (copy > 0) == ours
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2e6 - copy / memory.SHARE)
+    assert both == memory.auto_slots([decoder], 100) // 2 > 4
 
 
 def test_a_copy_of_weights_where_there_is_room_for_it(

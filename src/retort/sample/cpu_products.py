@@ -12,15 +12,19 @@ Shapes: I inputs of a layer, O outputs of several, C panels of L columns, S slot
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from copy import deepcopy
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
+from retort.model.decoder import Decoder
 from retort.ops.cpu import products, storage
-from retort.ops.cpu.team import Team
+from retort.ops.cpu.team import Team, of_threads
 
 Floats = NDArray[np.float32]
 
@@ -81,6 +85,40 @@ class Matrix:
         found_SO: Tensor = multiply(self.x_SI, self.packed, self.weight_OI, None, rows)
         found_array_SO: Floats = found_SO.numpy()
         return found_array_SO
+
+
+FEW = 256
+"""Rows up to which our products are faster than torch's wherever they are of use."""
+
+
+def with_panels(decoder: Decoder, threads: int) -> Decoder:
+    """The decoder with our own products of few rows, for what reads several tokens a row: its
+    modules are copied, its parameters are not, but for the panels. Where kernels cannot have so
+    many threads it is the decoder itself.
+    """
+    team = of_threads(threads)
+    if team[0] != threads:
+        return decoder
+    opened = deepcopy(decoder, {id(parameter): parameter for parameter in decoder.parameters()})
+    for module in opened.modules():
+        if isinstance(module, nn.Linear):
+            panel_CIL = storage.array(products.panels([module.weight.detach()]))
+            multiply = partial(_multiplied, module.weight, module.bias, panel_CIL, team)
+            module.forward = multiply  # type: ignore[method-assign]
+    return opened
+
+
+def _multiplied(
+    weight_OI: Tensor, bias_O: Tensor | None, panel_CIL: NDArray[Any], team: Team, x_XI: Tensor
+) -> Tensor:
+    """What the layer gives, for inputs with any dimensions in front."""
+    x_SI = x_XI.reshape(-1, x_XI.shape[-1]).contiguous()
+    if len(x_SI) > FEW:
+        return linear(x_XI, weight_OI, bias_O)
+    y_SO = torch.empty(len(x_SI), len(weight_OI))
+    products.multiply(x_SI.numpy(), panel_CIL, y_SO.numpy(), len(x_SI), team)
+    y_SO = y_SO if bias_O is None else y_SO.add_(bias_O)
+    return y_SO.view(*x_XI.shape[:-1], -1)
 
 
 def _room(layers: Sequence[nn.Linear], x_SI: Tensor, y_SO: Tensor | None) -> Tensor:

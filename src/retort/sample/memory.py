@@ -42,9 +42,8 @@ def auto_slots(
     """
     cache = cache or CacheSettings()
     device = decoders[0].device
-    # With a draft, decoders run as torch has them.
-    alone = len(decoders) == 1
-    budget = room(decoders[0], processes) if alone else SHARE * free_memory(device) / processes
+    copies = sum(panel_bytes(decoder) for decoder in decoders)
+    budget = SHARE * free_memory(device) / processes - copies
     # A row takes what it takes of each, so that shares of the budget for a row add up.
     share = sum(1 / max(1, _rows(decoder, max_length, budget, cache)) for decoder in decoders)
     return max(1, min(MOST.get(device.type, 1024), int(1 / share)))
@@ -57,11 +56,11 @@ def _rows(decoder: Decoder, max_length: int, budget: float, cache: CacheSettings
     return largest_batch(config, max_length, budget, dtype.itemsize, cache.bytes_of(dtype))
 
 
-def room(decoder: Decoder, processes: int = 1) -> float:
-    """Bytes that slots of one of some processes may take beside a decoder, and beside the copy of
-    its weights that a CPU's forward makes.
+def room(decoder: Decoder) -> float:
+    """Bytes that slots may take beside a decoder, and beside the copy of its weights that a CPU's
+    forward makes.
     """
-    return SHARE * free_memory(decoder.device) / processes - panel_bytes(decoder)
+    return SHARE * free_memory(decoder.device) - panel_bytes(decoder)
 
 
 def panel_bytes(decoder: Decoder, states: float = 0.0) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,9 @@ from retort.model import weights
 from retort.model.ahead import read_ahead
 from retort.model.decoder import Decoder
 from retort.sample.clock import Timing
+from retort.sample.cpu_products import with_panels
 from retort.sample.engine import Completion, Decode, Engine, Finished, Reason
+from retort.sample.memory import panel_bytes
 from retort.sample.proposals import Proposals, Streams, judge, propose, read
 from retort.sample.queue import Prompts, Queue, fill
 from retort.sample.stopping import StopStrings
@@ -95,12 +97,23 @@ class _Row:
         return self.prompt + len(self.tokens)
 
 
+def for_few_rows(decoders: Sequence[Decoder], states: float) -> list[Decoder]:
+    """The decoders as they are fastest with few tokens a row, beside states of so many bytes; those
+    of prompts are many.
+    """
+    found, taken = [], states
+    for decoder in decoders:
+        copied = panel_bytes(decoder, taken)
+        found.append(with_panels(decoder, torch.get_num_threads()) if copied else decoder)
+        taken += copied
+    return found
+
+
 class _Rounds:
     """The running rows, and what is still to come."""
 
     def __init__(self, engine: Speculative, left: Queue, params: SamplingParams) -> None:
         self.engine, self.params = engine, params
-        self.decoder, self.draft = engine.decoder, engine.draft
         self.prompts = Prompts(left, [engine.decoder, engine.draft])
         self.stops = engine.stops(params)
         self.strings = StopStrings.of(params, engine.decode)
@@ -108,8 +121,10 @@ class _Rounds:
         # A row that lacks one token still has that many proposals verified.
         longest = self.prompts.longest + params.max_tokens - 1 + engine.tokens
         shape = min(engine.slots, len(left)), longest
-        self.state = self.decoder.init_state(*shape)
-        self.draft_state = self.draft.init_state(*shape)
+        self.state = engine.decoder.init_state(*shape)
+        self.draft_state = engine.draft.init_state(*shape)
+        states = self.state.nbytes + self.draft_state.nbytes
+        self.decoder, self.draft = for_few_rows([engine.decoder, engine.draft], states)
 
     def run(self) -> Iterator[list[Finished]]:
         """What has finished whenever that is looked at, often nothing, until none is left."""
